@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+ARGS ?=
+PORT ?= 5000
+
+.PHONY: demo test test-fast style quality ui env seeds
+
+demo: $(READY)  ## train the embedded model and show it
+	$(PY) -m b2ray.run --config configs/quickstart.yaml $(ARGS)
+
+test: $(READY)  ## all tests
+	$(PY) -m pytest $(ARGS)
+
+test-fast: $(READY)  ## the tests that take seconds
+	$(PY) -m pytest -m "not slow" $(ARGS)
+
+seeds: $(READY)  ## three seeds of the demo, as the table in the README
+	$(PY) benchmarks/demo_seeds.py $(ARGS)
+
+style: $(READY)  ## format
+	$(PY) -m ruff check --fix b2ray tests benchmarks
+	$(PY) -m ruff format b2ray tests benchmarks
+
+quality: $(READY)  ## lint, format and types, without changing anything
+	$(PY) -m ruff check b2ray tests benchmarks
+	$(PY) -m ruff format --check b2ray tests benchmarks
+	$(PY) -m mypy
+
+ui: $(READY)  ## MLflow on the runs of this folder
+	$(PY) -m mlflow ui --backend-store-uri sqlite:///runs/mlflow.db --host 127.0.0.1 --port $(PORT)
+
+env: $(READY)
+
+# torch is asked for exactly and alone: an open range would bring another build than the pinned one.
+# A build of torch that is already in $(VENV) and satisfies the pin is kept.
+$(READY): pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(READY)

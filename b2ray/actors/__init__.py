@@ -1,0 +1,1 @@
+"""The Ray actors: thin shells around the policy, the rewards and the update."""

@@ -1,0 +1,161 @@
+"""Branch-based sampling: groups, what of them is trained on, and with which advantage.
+
+Pure numpy; nothing here knows of Ray or of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from b2ray.config import Advantage, Selection
+from b2ray.diffusion.noise import Domain, generator
+
+# A spread below this is rounding, not signal: such rewards give no advantage.
+MIN_STD = 1e-8
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt, one x_T, one prefix; `index` keys its noise within the stage."""
+
+    index: int
+    prompt: str
+
+
+@dataclass(frozen=True)
+class WorkUnit:
+    """A fixed list of groups: what is dispatched, done again after a loss, and replayed.
+
+    Its results are a pure function of the weights and of what stands here.
+    """
+
+    seed: int
+    domain: Domain
+    stage: int
+    version: int
+    index: int
+    groups: tuple[Group, ...]
+    branches: int
+    fork: int
+
+    def leaves(self, low: int, high: int) -> list[tuple[int, int]]:
+        """(position of the group in this unit, branch) of the leaves low .. high - 1."""
+        return [divmod(leaf, self.branches) for leaf in range(low, high)]
+
+    def ranges(self, batch: int) -> Iterator[tuple[int, int]]:
+        """The unit's leaves cut into calls of at most `batch`."""
+        total = len(self.groups) * self.branches
+        for low in range(0, total, batch):
+            yield low, min(low + batch, total)
+
+
+def draw_groups(seed: int, stage: int, prompts: Sequence[str], count: int) -> list[Group]:
+    """The groups of a stage: every prompt is drawn before one is drawn again."""
+    order: list[int] = []
+    rounds = 0
+    while len(order) < count:
+        draw = generator(seed, Domain.PROMPTS, stage, rounds)
+        order.extend(draw.permutation(len(prompts)).tolist())
+        rounds += 1
+    return [Group(index, prompts[p]) for index, p in enumerate(order[:count])]
+
+
+@dataclass
+class RewardWindow:
+    """Rewards of each prompt over the last stages (the released code keeps eight earlier ones)."""
+
+    stages: int
+    rewards: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    def with_stage(self, prompts: Sequence[str], rewards: np.ndarray) -> RewardWindow:
+        """A window that also holds this stage's rewards.
+
+        Args:
+            prompts: the prompt of each of G groups.
+            rewards: float, shape (G, K).
+        """
+        fresh: dict[str, list[float]] = {}
+        for prompt, row in zip(prompts, rewards, strict=True):
+            fresh.setdefault(prompt, []).extend(float(r) for r in row)
+        kept = {p: list(rounds) for p, rounds in self.rewards.items()}
+        for prompt, values in fresh.items():
+            kept[prompt] = [*kept.get(prompt, []), values][-(self.stages + 1) :]
+        return RewardWindow(self.stages, kept)
+
+    def statistics(self, min_count: int) -> Mapping[str, tuple[float, float]]:
+        """(mean, std) of each prompt; of all prompts together where a prompt has too few."""
+        flat = {p: np.concatenate([np.asarray(r) for r in rs]) for p, rs in self.rewards.items()}
+        pooled = np.concatenate(list(flat.values())) if flat else np.zeros(0)
+        used = {p: (v if len(v) >= min_count else pooled) for p, v in flat.items()}
+        return {
+            p: (float(v.mean()), float(v.std(ddof=1)) if len(v) > 1 else 0.0)
+            for p, v in used.items()
+        }
+
+
+def advantages(
+    rewards: np.ndarray, prompts: Sequence[str], window: RewardWindow, config: Advantage
+) -> np.ndarray:
+    """The advantage of every leaf, float32, shape (G, K).
+
+    `group`: (r - mean of the group) / std of the prompt's window; a lucky prefix cancels.
+    `prompt`: the z-score of r in the prompt's window, as released and as in DDPO.
+
+    Args:
+        rewards: float, shape (G, K).
+        prompts: the prompt of each group.
+        window: the rewards seen so far, this stage's included.
+        config: centre, minimum count and clamp.
+    """
+    statistics = window.statistics(config.min_count)
+    mean, std = np.array([statistics[p] for p in prompts]).T[:, :, None]
+    centre = rewards.mean(axis=1, keepdims=True) if config.center == "group" else mean
+    scaled = np.divide(
+        rewards - centre, std, out=np.zeros_like(rewards, dtype=np.float64), where=std > MIN_STD
+    )
+    return scaled.clip(-config.clamp, config.clamp).astype(np.float32)
+
+
+def select(rewards: np.ndarray, advantage: np.ndarray, config: Selection) -> np.ndarray:
+    """Which leaves are trained on: bool, shape (G, K).
+
+    Groups whose leaves tie (within `min_gap`) are skipped: their best and worst leaf would be the
+    same one, with two opposite advantages.
+    """
+    g, k = rewards.shape
+    spread = rewards.max(axis=1) - rewards.min(axis=1)
+    live = (spread > config.min_gap) if k > 1 else np.ones(g, bool)
+    if config.kind == "all":
+        return np.repeat(live[:, None], k, axis=1)
+    rows = np.arange(g)
+    best, worst = rewards.argmax(axis=1), rewards.argmin(axis=1)
+    keep_best = live & (
+        np.full(g, True)
+        if config.best_above is None
+        else advantage[rows, best] >= config.best_above
+    )
+    keep_worst = live & (
+        np.full(g, True)
+        if config.worst_below is None
+        else advantage[rows, worst] < config.worst_below
+    )
+    if config.require_pair:
+        keep_best = keep_worst = keep_best & keep_worst
+    chosen = np.zeros((g, k), bool)
+    chosen[rows[keep_best], best[keep_best]] = True
+    chosen[rows[keep_worst], worst[keep_worst]] = True
+    return chosen
+
+
+def spread(rewards: np.ndarray, chosen: np.ndarray) -> dict[str, float]:
+    """How much the branches of a group differ, against how much the groups do."""
+    k = rewards.shape[1]
+    return {
+        "branch/within_std": float(rewards.std(axis=1).mean()) if k > 1 else 0.0,
+        "branch/between_std": float(rewards.mean(axis=1).std()),
+        "branch/pair_rate": float((chosen.sum(axis=1) >= min(2, k)).mean()),
+        "branch/selected": float(chosen.mean()),
+    }

@@ -1,0 +1,370 @@
+"""What a run is: frozen pydantic models, each field explained beneath itself.
+
+The docstrings are the help of the command line. This module imports neither torch nor ray, so that
+a wrong configuration is refused before anything heavy starts. How files, presets and the command
+line become a `Config` is in `options.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+Preset = Literal["b2", "b2_released", "ddpo", "bpt_only", "bs_only"]
+Positive = Annotated[int, Field(ge=1)]
+# summary.json has one entry per held-out reward, beside these.
+SUMMARY_WORDS = (
+    *("name", "seed", "stages", "reward", "diversity", "reward_queries"),
+    *("unet_evals", "seconds", "files", "evaluations"),
+)
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class Lora(Section):
+    rank: Positive = 4
+    """Rank of the low-rank update."""
+    alpha: float = Field(4.0, gt=0)
+    """Scale: the update is multiplied by alpha / rank."""
+    targets: tuple[str, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
+    """Module names in the UNet that get an adapter (the attention's q, k, v and out)."""
+
+
+class Model(Section):
+    """The base model and its adapter."""
+
+    path: str = "runwayml/stable-diffusion-v1-5"
+    """A StableDiffusionPipeline: a local folder or a hub id. A relative folder is looked up from
+    the working directory, then from where b2ray is installed."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the frozen weights and stored latents; densities and LoRA stay float32."""
+    lora: Lora = Lora()
+
+
+class Prompts(Section):
+    """What is drawn for training, and what is only looked at."""
+
+    train: str
+    """Text file, one prompt a line: the prompts that training draws from."""
+    heldout: str | None = None
+    """Text file, one prompt a line: unseen prompts, for evaluation only."""
+
+
+class Sampling(Section):
+    """The denoising process."""
+
+    steps: int = Field(20, ge=2)
+    """T, the number of denoising steps."""
+    guidance: float = Field(5.0, ge=0)
+    """Classifier-free guidance scale; at 1 or less the unconditional half is not computed."""
+    eta: float = Field(1.0, ge=0, le=1)
+    """Stochasticity of the DDIM step; 1 is ancestral sampling. 0 has no density to train."""
+
+
+class Curriculum(Section):
+    """Backward progressive training: stage to interval."""
+
+    stages: Positive = 100
+    """How many stages the run has."""
+    start: float | None = Field(None, gt=0)
+    """The first interval: a number of steps, or below 1 a fraction of T; empty means all T."""
+    end: float | None = Field(None, gt=0)
+    """The last interval, likewise."""
+    growth: float = Field(1.0, gt=0)
+    """Exponent of the growth over the run: 1 is linear, more stays late for longer."""
+
+
+class Branching(Section):
+    """Branch-based sampling: groups, forks and how they are cut into calls."""
+
+    images: Positive = 1280
+    """Final images (reward queries) per stage; as many whole groups as fit are sampled."""
+    branches: Positive = 5
+    """K, the continuations that share one prefix."""
+    unit_groups: Positive = 8
+    """Groups per work unit: the prefix batch, and what is dispatched, retried and replayed."""
+    branch_batch: Positive = 20
+    """Branches per denoising call."""
+
+
+class Selection(Section):
+    """Which leaves of a group are trained on."""
+
+    kind: Literal["all", "best_worst"] = "best_worst"
+    """Every leaf, or the best and the worst of each group."""
+    best_above: float | None = None
+    """Keep the best leaf only if its advantage is at least this."""
+    worst_below: float | None = None
+    """Keep the worst leaf only if its advantage is below this."""
+    require_pair: bool = False
+    """Train on a group only if both its best and its worst leaf are kept."""
+    min_gap: float = Field(1e-6, ge=0)
+    """Groups whose rewards spread by no more than this carry no signal and are skipped."""
+
+
+class Advantage(Section):
+    """How much better than expected a leaf is."""
+
+    center: Literal["group", "prompt"] = "group"
+    """Subtract the mean of the leaf's own group, or of its prompt's window."""
+    window: int = Field(8, ge=0)
+    """Earlier stages whose rewards of the same prompt count in the mean and the spread."""
+    min_count: int = Field(2, ge=2)
+    """With fewer rewards of a prompt than this, the statistics of all prompts stand in."""
+    clamp: float = Field(5.0, gt=0)
+    """Largest absolute advantage."""
+
+
+class Objective(Section):
+    """What the update maximises."""
+
+    kind: Literal["ppo"] = "ppo"
+    """PPO-clip."""
+    clip_nats: float = Field(1.6384, gt=0)
+    """Clip range in nats of a whole step's log-likelihood. Divided by the number of latent elements
+    it is the usual range: 1.6384 is DDPO's 1e-4 on Stable Diffusion's 16 384 elements, and the
+    same joint range on a model of any other size."""
+
+
+class Learner(Section):
+    """The optimizer."""
+
+    lr: float = Field(1e-4, gt=0)
+    """Learning rate of AdamW."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """Decoupled weight decay."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    passes: Positive = 2
+    """Passes over a stage's selected trajectories."""
+    batch: Positive = 128
+    """Trajectories per optimizer step; the last, smaller one is weighted by its true count."""
+    microbatch: Positive = 16
+    """(Trajectory, step) pairs per UNet call."""
+    recompute_log_probs: bool = False
+    """Compute the old log-probabilities again in the learner, at its batch shape, instead of using
+    the sampler's; costs one more forward pass."""
+    max_ratio_drift: float = Field(0.1, gt=0)
+    """Largest mean |ratio - 1| before the first update, as a fraction of the clip range."""
+    threads: Positive = 1
+    """torch threads of the learner on a CPU; sums over more threads round differently."""
+
+
+class Reward(Section):
+    name: Name
+    """The name in logs and figures."""
+    kind: str
+    """A built-in reward (`clip`) or your own class as `module:Class`."""
+    path: str | None = None
+    """The reward model: a local folder or a hub id."""
+    weight: float = 1.0
+    """Factor in the sum that is trained on."""
+
+
+class Evaluation(Section):
+    """Measured on fixed seeds; never trained on."""
+
+    every: int = Field(10, ge=0)
+    """Evaluate after every so many stages (0: only before and after)."""
+    images: Positive = 64
+    """Pictures at the evaluations in between, on the training prompts."""
+    final_images: Positive = 256
+    """Pictures before and after the run, on each prompt set."""
+    batch: Positive = 32
+    """Pictures per denoising call."""
+    previews: int = Field(8, ge=0)
+    """Pictures of each evaluation that are kept and shown."""
+    heldout_rewards: tuple[Reward, ...] = ()
+    """Rewards that are measured and never trained on."""
+
+
+class Workers(Section):
+    count: Positive = 1
+    """Actors of this role."""
+    cpus: float = Field(0.5, ge=0)
+    """Logical CPUs that Ray reserves for each."""
+    gpus: float = Field(0.0, ge=0)
+    """GPUs (or a fraction) for each; 0 runs on the CPU."""
+
+
+class LearnerWorker(Section):
+    cpus: float = Field(0.5, ge=0)
+    """Logical CPUs that Ray reserves for the learner."""
+    gpus: float = Field(0.0, ge=0)
+    """GPUs (or a fraction) for the learner; 0 runs on the CPU."""
+
+
+class Fleet(Section):
+    """Sizes and patience: nothing here changes the result."""
+
+    samplers: Workers = Workers(count=2)
+    scorers: Workers = Workers(count=1, cpus=0.25)
+    learner: LearnerWorker = LearnerWorker()
+    address: str | None = None
+    """A Ray cluster to join; empty starts Ray here, or joins the job's own (RAY_ADDRESS)."""
+    start_timeout: float = Field(300.0, gt=0)
+    """Seconds that an actor may take to start and load its model."""
+    stall_timeout: float = Field(900.0, gt=0)
+    """Stop if nothing has finished for this many seconds."""
+    retries: int = Field(3, ge=0)
+    """Times a call is done again after its worker died; also restarts in a row of one worker."""
+
+
+class Tracking(Section):
+    """MLflow."""
+
+    uri: str | None = None
+    """Tracking server; empty means MLFLOW_TRACKING_URI, else a SQLite file beside the runs."""
+    experiment: str = "b2ray"
+    """MLflow experiment."""
+
+
+class Config(BaseSettings):
+    """Fine-tune a text-to-image diffusion model against a reward with B²-DiffuRL, on Ray."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    name: Name = "run"
+    """The run's name: everything it writes is in runs/NAME."""
+    runs: str = "runs"
+    """Folder of all runs."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of everything random."""
+    cpu_threads: Positive = 1
+    """torch threads of each sampler and scorer on a CPU."""
+    preset: Preset = "b2"
+    """Method of the paper's table: curriculum, branches, selection, advantage and clip range."""
+    model: Model = Model()
+    prompts: Prompts
+    sampling: Sampling = Sampling()
+    curriculum: Curriculum = Curriculum()
+    branching: Branching = Branching()
+    selection: Selection = Selection()
+    advantage: Advantage = Advantage()
+    objective: Objective = Objective()
+    learner: Learner = Learner()
+    rewards: tuple[Reward, ...] = Field(min_length=1)
+    """What is trained on: a list of {name, kind, path, weight}; on the command line as JSON."""
+    evaluation: Evaluation = Evaluation()
+    fleet: Fleet = Fleet()
+    tracking: Tracking = Tracking()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # Environment variables such as NAME or SEED must not reach into a run.
+        return (init_settings,)
+
+    @field_validator("curriculum")
+    @classmethod
+    def _whole_steps(cls, value: Curriculum) -> Curriculum:
+        for field in ("start", "end"):
+            steps = getattr(value, field)
+            if steps is not None and steps >= 1 and steps != int(steps):
+                raise ValueError(
+                    f"curriculum.{field} is {steps}: give a whole number of steps, "
+                    "or a fraction of T below 1"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for problem in (
+            self._interval_problem(),
+            self._signal_problem(),
+            self._selection_problem(),
+            self._name_problem(),
+        ):
+            if problem:
+                raise ValueError(problem)
+        return self
+
+    def _interval_problem(self) -> str | None:
+        start, end = self.interval_bounds
+        steps = self.sampling.steps
+        if max(start, end) > steps:
+            return (
+                f"curriculum.start..end is {start}..{end} but sampling.steps is {steps}: "
+                "an interval cannot be longer than T; lower it or raise sampling.steps"
+            )
+        if end < start:
+            return f"curriculum.end ({end}) is below curriculum.start ({start}): swap them"
+        return None
+
+    def _signal_problem(self) -> str | None:
+        if self.sampling.eta == 0:
+            return "sampling.eta is 0: the steps have no density to train; use up to 1.0"
+        if self.branching.branches > self.branching.images:
+            return (
+                f"branching.branches is {self.branching.branches} but branching.images is "
+                f"{self.branching.images}: not one group fits; raise images"
+            )
+        needs = (
+            "advantage.center=group"
+            if self.advantage.center == "group"
+            else "selection.kind=best_worst with require_pair"
+            if self.selection.kind == "best_worst" and self.selection.require_pair
+            else None
+        )
+        if self.branching.branches < 2 and needs:
+            return (
+                f"branching.branches is {self.branching.branches} but {needs} compares the "
+                "branches of one group: use at least 2, or --preset=ddpo"
+            )
+        return None
+
+    def _selection_problem(self) -> str | None:
+        best, worst = self.selection.best_above, self.selection.worst_below
+        if best is not None and worst is not None and worst > best:
+            return (
+                f"selection.worst_below ({worst}) is above selection.best_above ({best}): "
+                "the thresholds overlap; make worst_below the smaller one"
+            )
+        return None
+
+    def _name_problem(self) -> str | None:
+        names = [r.name for r in (*self.rewards, *self.evaluation.heldout_rewards)]
+        twice = next((n for n in names if names.count(n) > 1), None)
+        if twice:
+            return f"reward name {twice!r} is used twice: names must differ in logs"
+        # The summary has one entry per held-out reward beside these.
+        taken = {"total", *SUMMARY_WORDS}
+        clash = next((n for n in names if n in taken), None)
+        return f"reward name {clash!r} is a word of the summary: choose another" if clash else None
+
+    @property
+    def groups(self) -> int:
+        """Groups per stage."""
+        return self.branching.images // self.branching.branches
+
+    @property
+    def interval_bounds(self) -> tuple[int, int]:
+        """First and last interval in steps."""
+        steps = self.sampling.steps
+
+        def whole(value: float | None) -> int:
+            if value is None:
+                return steps
+            return max(1, math.floor(value * steps + 0.5)) if value < 1 else int(value)
+
+        return whole(self.curriculum.start), whole(self.curriculum.end)
+
+    def identity(self) -> dict[str, object]:
+        """What decides the result: everything but names, places, the fleet and tracking."""
+        return self.model_dump(mode="json", exclude={"name", "runs", "fleet", "tracking"})

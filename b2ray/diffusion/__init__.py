@@ -1,0 +1,1 @@
+"""A diffusers pipeline as a policy: its steps, their densities, its LoRA."""

@@ -1,0 +1,84 @@
+"""LoRA in and out of a UNet: strict, float32, proven by the digest of what is bound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig
+
+from b2ray.config import Lora
+from b2ray.diffusion.lora_file import State, digest
+from b2ray.errors import ConfigError
+
+
+def add(unet: Any, config: Lora, seed: int) -> None:
+    """Freeze the UNet and add a float32 adapter to it; its first output is zero.
+
+    Raises:
+        ConfigError: if a target matches no module.
+    """
+    names = [name for name, _ in unet.named_modules()]
+    for target in config.targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise ConfigError(
+                f"model.lora.targets names {target!r}, but the UNet has no such module: "
+                "to_q, to_k, to_v and to_out.0 are its attention"
+            )
+    unet.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet.add_adapter(
+            LoraConfig(
+                r=config.rank,
+                lora_alpha=config.alpha,
+                init_lora_weights="gaussian",
+                target_modules=list(config.targets),
+            )
+        )
+    for parameter in parameters(unet).values():
+        parameter.data = parameter.data.float()
+
+
+def parameters(unet: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The adapter's parameters under diffusers' names, sorted by name."""
+    named = {
+        name.replace(".default.", "."): parameter
+        for name, parameter in unet.named_parameters()
+        if ".lora_" in name
+    }
+    return dict(sorted(named.items()))
+
+
+def state(unet: torch.nn.Module) -> dict[str, np.ndarray]:
+    """A copy of the adapter as float32 arrays."""
+    return {
+        name: parameter.detach().float().cpu().numpy().copy()
+        for name, parameter in parameters(unet).items()
+    }
+
+
+def bind(unet: torch.nn.Module, new: State) -> str:
+    """Put an adapter's values into the model and return the digest of what is bound there.
+
+    Raises:
+        ConfigError: if names or shapes differ from the model's adapter, or the state is empty.
+    """
+    mine = parameters(unet)
+    missing, extra = sorted(mine.keys() - new.keys()), sorted(new.keys() - mine.keys())
+    if not new or missing or extra:
+        raise ConfigError(
+            f"the LoRA does not fit the model: {len(missing)} of {len(mine)} keys missing, "
+            f"{len(extra)} unknown (first: {next(iter([*missing, *extra]), 'it is empty')})"
+        )
+    for name, parameter in mine.items():
+        if parameter.shape != new[name].shape:
+            raise ConfigError(
+                f"the LoRA's {name} has shape {new[name].shape}, the model's "
+                f"{tuple(parameter.shape)}: rank and base model must be the same"
+            )
+    with torch.no_grad():
+        for name, parameter in mine.items():
+            parameter.copy_(torch.from_numpy(np.array(new[name], np.float32)))
+    return digest(state(unet))

@@ -1,0 +1,226 @@
+"""Plans: what a stage asks of the fleet, as a graph of calls."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from b2ray.actors.worker import Receipt
+from b2ray.branching import WorkUnit
+from b2ray.errors import StageLost
+from b2ray.fleet.dispatch import Dispatcher
+from b2ray.fleet.slots import Call, Slot, SlotState
+
+Range = tuple[WorkUnit, int, int]
+
+
+class Rollout:
+    """Prefix -> branches -> scores for every work unit.
+
+    A prefix is a ref that any sampler can branch from: a sampler first takes ranges of prefixes it
+    made, then a new unit, and when units run out, ranges of prefixes made elsewhere. Pictures go to
+    a scorer as soon as they exist. How the work is cut does not depend on who does it.
+
+    Attributes:
+        scores: by reward, unit index and leaf; see `reward_table`.
+        trajectories: (unit index, leaf) -> ref, if recorded.
+        pictures: (unit index, first leaf) -> ref of the pictures of the ranges to be kept.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[WorkUnit],
+        branch_batch: int,
+        rewards: Sequence[str],
+        *,
+        record: bool,
+        embed: bool = False,
+        keep_pictures: int = 0,
+        progress: Callable[[int], Any] = lambda _: None,
+    ) -> None:
+        self.units, self.batch, self.rewards = units, branch_batch, list(rewards)
+        self.record, self.embed, self.keep, self.progress = record, embed, keep_pictures, progress
+        self.scores: dict[str, dict[tuple[int, int], float]] = defaultdict(dict)
+        self.embeddings: dict[tuple[int, int], np.ndarray] = {}
+        self.trajectories: dict[tuple[int, int], Any] = {}
+        self.pictures: dict[tuple[int, int], Any] = {}
+        self.unet_evals = 0
+        self.busy: dict[str, float] = defaultdict(float)
+        self._prefixes: dict[int, Any] = {}
+        self._maker: dict[int, int] = {}
+        self._new: deque[WorkUnit] = deque(units)
+        self._ranges: deque[Range] = deque()
+        self._waiting: dict[int, list[Range]] = {
+            u.index: [(u, low, high) for low, high in u.ranges(branch_batch)] for u in units
+        }
+        self._unscored: deque[tuple[Range, Any]] = deque()
+        self._left = sum(len(ranges) for ranges in self._waiting.values())
+
+    @property
+    def finished(self) -> bool:
+        """Whether every leaf has its scores."""
+        return self._left == 0
+
+    def next_call(self, slot: Slot) -> Call | None:
+        """Work for a sampler or a scorer."""
+        if slot.role.name == "scorer":
+            return self._score() if self._unscored else None
+        if slot.role.name != "sampler":
+            return None
+        mine = next((r for r in self._ranges if self._maker[r[0].index] == slot.index), None)
+        if mine is not None:
+            return self._branches(mine)
+        if self._new:
+            unit = self._new.popleft()
+            return Call("sampler", "denoise_prefix", (unit,), 2, f"denoising {_name(unit)}", unit)
+        return self._branches(self._ranges[0]) if self._ranges else None
+
+    def done(self, call: Call, slot: Slot, receipt: Receipt, results: Sequence[Any]) -> None:
+        """Pass the result of one step of the graph to the next."""
+        assert call.unit is not None
+        unit, (low, high) = call.unit, call.leaves
+        self.unet_evals += receipt.unet_evals
+        self.busy[slot.role.name] += receipt.seconds
+        if call.method == "denoise_prefix":
+            self._prefixes[unit.index], self._maker[unit.index] = results[0], slot.index
+            self._ranges.extend(self._waiting.pop(unit.index))
+        elif call.method == "denoise_branches":
+            for leaf, ref in zip(range(low, high), results[1:], strict=self.record):
+                self.trajectories[unit.index, leaf] = ref
+            self._unscored.append(((unit, low, high), results[0]))
+        else:
+            self._take_scores(unit, low, receipt)
+
+    def lost(self, call: Call) -> None:
+        """Make a lost prefix or lost pictures again, from the same seeds."""
+        assert call.unit is not None
+        unit, (low, high) = call.unit, call.leaves
+        if call.method == "denoise_branches":
+            waiting = [r for r in self._ranges if r[0].index == unit.index]
+            for r in waiting:
+                self._ranges.remove(r)
+            again = self._waiting.setdefault(unit.index, [])
+            again.extend([*waiting, (unit, low, high)])
+            if self._prefixes.pop(unit.index, None) is not None:
+                self._new.appendleft(unit)
+        elif call.method == "score":
+            self._ranges.appendleft((unit, low, high))
+
+    def reward_table(self, name: str) -> np.ndarray:
+        """Scores of one reward, float64, shape (G, K), in the order of the groups."""
+        found = self.scores[name]
+        rows = [
+            [found[u.index, g * u.branches + k] for k in range(u.branches)]
+            for u in self.units
+            for g in range(len(u.groups))
+        ]
+        return np.array(rows, dtype=np.float64)
+
+    def leaf(self, group: int, branch: int) -> Any:
+        """Ref of the trajectory of a leaf; `group` counts over all units."""
+        for unit in self.units:
+            if group < len(unit.groups):
+                return self.trajectories[unit.index, group * unit.branches + branch]
+            group -= len(unit.groups)
+        raise IndexError(f"no group {group} beyond the last unit")
+
+    def _branches(self, chosen: Range) -> Call:
+        self._ranges.remove(chosen)
+        unit, low, high = chosen
+        args = (unit, self._prefixes[unit.index], low, high, self.record)
+        results = 2 + (high - low if self.record else 0)
+        doing = f"denoising leaves {low}-{high - 1} of {_name(unit)}"
+        return Call("sampler", "denoise_branches", args, results, doing, unit, (low, high))
+
+    def _score(self) -> Call:
+        (unit, low, high), pictures = self._unscored.popleft()
+        if low + self._before(unit) < self.keep:
+            self.pictures[unit.index, low] = pictures
+        prompts = [unit.groups[g].prompt for g, _ in unit.leaves(low, high)]
+        args = (pictures, prompts, self.rewards, self.embed)
+        doing = f"scoring leaves {low}-{high - 1} of {_name(unit)}"
+        return Call("scorer", "score", args, 1, doing, unit, (low, high))
+
+    def _before(self, unit: WorkUnit) -> int:
+        """Leaves in the units before this one."""
+        return sum(len(u.groups) * u.branches for u in self.units if u.index < unit.index)
+
+    def _take_scores(self, unit: WorkUnit, low: int, receipt: Receipt) -> None:
+        count = 0
+        for name, values in receipt.values["scores"].items():
+            count = len(values)
+            for j, value in enumerate(values):
+                self.scores[name][unit.index, low + j] = float(value)
+        if receipt.values["embeddings"] is not None:
+            for j, vector in enumerate(receipt.values["embeddings"]):
+                self.embeddings[unit.index, low + j] = vector
+        self._left -= 1
+        self.progress(count)
+
+
+@dataclass
+class LearnerCall:
+    """One call of the learner; if it dies, a new learner at the same version does it again."""
+
+    method: str
+    args: tuple[Any, ...]
+    doing: str
+    receipt: Receipt | None = None
+    results: Sequence[Any] = field(default_factory=tuple)
+    _sent: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the learner has answered."""
+        return self.receipt is not None
+
+    def next_call(self, slot: Slot) -> Call | None:
+        """The call, once."""
+        if self._sent or slot.role.name != "learner":
+            return None
+        self._sent = True
+        return Call("learner", self.method, self.args, 3, self.doing)
+
+    def done(self, call: Call, slot: Slot, receipt: Receipt, results: Sequence[Any]) -> None:
+        """Take the answer."""
+        self.receipt, self.results = receipt, results
+
+    def lost(self, call: Call) -> None:
+        """The trajectories are gone: only doing the stage again brings them back."""
+        raise StageLost("selected trajectories were lost with their node")
+
+
+@dataclass
+class Ready:
+    """Wait until every slot is at the current weights."""
+
+    dispatcher: Dispatcher
+
+    @property
+    def finished(self) -> bool:
+        """Whether all are."""
+        d = self.dispatcher
+        version = d.weights.version if d.weights else None
+        return all(
+            s.state == SlotState.READY
+            and (s.role.sync_method is None or version is None or s.version == version)
+            for s in d.slots
+        )
+
+    def next_call(self, slot: Slot) -> Call | None:
+        """Nothing: loading and binding is the dispatcher's own work."""
+        return None
+
+    def done(self, call: Call, slot: Slot, receipt: Receipt, results: Sequence[Any]) -> None:
+        """Never called: nothing was handed out."""
+
+    def lost(self, call: Call) -> None:
+        """Never called: nothing was handed out."""
+
+
+def _name(unit: WorkUnit) -> str:
+    return f"unit {unit.index} of stage {unit.stage}"

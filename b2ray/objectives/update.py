@@ -1,0 +1,238 @@
+"""One stage's update: AdamW on the LoRA over (trajectory, step) pairs of the interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from b2ray.config import Config
+from b2ray.diffusion import lora
+from b2ray.diffusion.lora_file import State
+from b2ray.diffusion.noise import Domain, generator
+from b2ray.diffusion.policy import Policy
+from b2ray.diffusion.trajectory import Selected, from_wire
+from b2ray.objectives import OBJECTIVES
+
+MAX_SKIPPED = 3  # updates in a row with a gradient that is not finite, before giving up
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """(trajectory, step) pairs of a batch, step by step: all rows have length N."""
+
+    step: torch.Tensor
+    x: torch.Tensor
+    following: torch.Tensor
+    old: torch.Tensor
+    advantage: torch.Tensor
+    prompts: list[str]
+
+    def slices(self, size: int) -> Iterator[_Pairs]:
+        for low in range(0, len(self.step), size):
+            s = slice(low, low + size)
+            yield _Pairs(
+                self.step[s],
+                self.x[s],
+                self.following[s],
+                self.old[s],
+                self.advantage[s],
+                self.prompts[s],
+            )
+
+
+class Updater:
+    """The policy, its optimizer, and how a stage changes them."""
+
+    def __init__(self, policy: Policy, config: Config) -> None:
+        self.policy, self.config = policy, config
+        self.objective = OBJECTIVES[config.objective.kind]
+        elements = math.prod(policy.latent_shape)
+        self.clip = config.objective.clip_nats / elements
+        self.parameters = lora.parameters(policy.pipeline.unet)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=config.learner.lr,
+            weight_decay=config.learner.weight_decay,
+        )
+        self.skipped_in_a_row = 0
+
+    def update(self, stage: int, interval: int, selected: Sequence[Selected]) -> dict[str, float]:
+        """Train on a stage's selection, in place; returns the figures of the update.
+
+        Every pass visits every trajectory once, in an order keyed by (seed, stage, pass), in
+        batches of nearly equal size, so that none is left over.
+
+        Raises:
+            ValueError: if the stored densities do not fit the policy, or gradients stay
+                non-finite.
+        """
+        meter = _Meter(self.policy.schedule.steps)
+        parts = math.ceil(len(selected) / self.config.learner.batch)
+        first = True
+        for epoch in range(self.config.learner.passes):
+            order = generator(self.config.seed, Domain.ORDER, stage, epoch).permutation(
+                len(selected)
+            )
+            for batch in np.array_split(order, parts) if parts else ():
+                pairs = self._pairs(interval, [selected[j] for j in sorted(batch)])
+                if self.config.learner.recompute_log_probs and epoch == 0:
+                    pairs = self._rescored(pairs)
+                self._optimizer_step(pairs, meter, check_drift=first)
+                first = False
+        return meter.figures()
+
+    def _pairs(self, interval: int, batch: Sequence[Selected]) -> _Pairs:
+        """The batch's trainable steps, ordered by step, then by trajectory."""
+        fork = self.policy.schedule.steps - interval
+        trainable = self.policy.schedule.trainable
+        steps = [j for j in range(interval) if trainable[fork + j]]
+        trajectories = [s.fetch() for s in batch]
+        latents = torch.stack([from_wire(t.latents) for t in trajectories])
+        old = torch.from_numpy(np.stack([t.log_probs for t in trajectories]))
+        advantage = torch.tensor([s.advantage for s in batch])
+        device = self.policy.device
+        return _Pairs(
+            step=torch.tensor([fork + j for j in steps]).repeat_interleave(len(batch)).to(device),
+            x=torch.cat([latents[:, j] for j in steps]).to(device),
+            following=torch.cat([latents[:, j + 1] for j in steps]).to(device),
+            old=torch.cat([old[:, j] for j in steps]).to(device),
+            advantage=advantage.repeat(len(steps)).to(device),
+            prompts=[s.prompt for s in batch] * len(steps),
+        )
+
+    @torch.no_grad()
+    def _rescored(self, pairs: _Pairs) -> _Pairs:
+        """The pairs with densities of the weights as they are, at the learner's batch shape."""
+        old = [
+            self.policy.log_prob(m.step, m.x, m.following, m.prompts)
+            for m in pairs.slices(self.config.learner.microbatch)
+        ]
+        return _Pairs(
+            pairs.step, pairs.x, pairs.following, torch.cat(old), pairs.advantage, pairs.prompts
+        )
+
+    def _optimizer_step(self, pairs: _Pairs, meter: _Meter, check_drift: bool) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        for micro in pairs.slices(self.config.learner.microbatch):
+            output = self.policy.predict(micro.step, micro.x, micro.prompts)
+            output.retain_grad()
+            log_prob = self.policy.schedule.log_prob(micro.step, micro.x, output, micro.following)
+            loss, clipped = self.objective(log_prob, micro.old, micro.advantage, self.clip)
+            # The sum over the true count: batches and microbatches of any size weigh the same.
+            (loss.sum() / len(pairs.step)).backward()
+            meter.add(micro.step, log_prob.detach() - micro.old, clipped, check_drift)
+            if output.grad is not None:
+                meter.add_gradient(micro.step, output.grad * len(pairs.step))
+        if check_drift:
+            self._refuse_drift(meter)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.parameters.values(), self.config.learner.max_grad_norm
+        )
+        if torch.isfinite(norm):
+            self.optimizer.step()
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped_in_a_row += 1
+            if self.skipped_in_a_row >= MAX_SKIPPED:
+                raise ValueError(
+                    f"the gradient was not finite {MAX_SKIPPED} times in a row: lower learner.lr, "
+                    "or use model.dtype=float32"
+                )
+        meter.step(norm)
+
+    def _refuse_drift(self, meter: _Meter) -> None:
+        """Before any update the ratio is 1, or the sampler did not use these weights."""
+        allowed = self.config.learner.max_ratio_drift * self.clip
+        if not meter.drift_mean <= allowed:
+            raise ValueError(
+                f"before the update the mean |ratio - 1| is {meter.drift_mean:.2e}, more than "
+                f"learner.max_ratio_drift allows ({allowed:.2e}): set "
+                "learner.recompute_log_probs=true if the samplers compute in low precision"
+            )
+
+    def optimizer_state(self) -> dict[str, np.ndarray]:
+        """AdamW's moments and step counts under the parameters' names."""
+        entries = {}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                entries[f"{name}/{key}"] = value.detach().cpu().numpy().copy()
+        return entries
+
+    def restore(self, weights: State, optimizer: State) -> str:
+        """Continue from a committed stage; returns the digest of the bound weights."""
+        digest = self.policy.bind(weights)
+        self.optimizer.state.clear()
+        for key, value in optimizer.items():
+            name, entry = key.rsplit("/", 1)
+            parameter = self.parameters[name]
+            tensor = torch.from_numpy(np.array(value))
+            # AdamW keeps its step counts on the CPU.
+            moved = tensor if entry == "step" else tensor.to(parameter.device)
+            self.optimizer.state[parameter][entry] = moved
+        return digest
+
+
+class _Meter:
+    """Figures of an update, summed on the way."""
+
+    def __init__(self, steps: int) -> None:
+        self.count = torch.zeros(steps)
+        self.clipped = torch.zeros(steps)
+        self.squared_grad = torch.zeros(steps)
+        self.kl = 0.0
+        self.norms: list[float] = []
+        self.drift: list[torch.Tensor] = []
+
+    def add(
+        self,
+        step: torch.Tensor,
+        log_ratio: torch.Tensor,
+        clipped: torch.Tensor,
+        drift: bool,
+    ) -> None:
+        step, log_ratio = step.cpu(), log_ratio.cpu()
+        self.count.index_add_(0, step, torch.ones(len(step)))
+        self.clipped.index_add_(0, step, clipped.float().cpu())
+        # John Schulman's unbiased estimate of KL(old || new) with low variance.
+        self.kl += float((log_ratio.exp() - 1 - log_ratio).sum())
+        if drift:
+            self.drift.append((log_ratio.exp() - 1).abs())
+
+    def add_gradient(self, step: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Gradient of each pair's own loss by its guided output, shape (N, C, H, W)."""
+        self.squared_grad.index_add_(0, step.cpu(), (gradient**2).sum((1, 2, 3)).cpu())
+
+    def step(self, norm: torch.Tensor) -> None:
+        self.norms.append(float(norm))
+
+    @property
+    def drift_mean(self) -> float:
+        return float(torch.cat(self.drift).mean())
+
+    def figures(self) -> dict[str, float]:
+        """Means over all pairs, and per denoising step."""
+        total = float(self.count.sum())
+        if total == 0:
+            return {"policy/updates": 0.0}
+        finite = [n for n in self.norms if math.isfinite(n)]
+        figures = {
+            "policy/updates": float(len(finite)),
+            "policy/skipped_updates": float(len(self.norms) - len(finite)),
+            "policy/ratio_drift": self.drift_mean,
+            "policy/ratio_drift_max": float(torch.cat(self.drift).max()),
+            "policy/clip_fraction": float(self.clipped.sum()) / total,
+            "policy/approx_kl": self.kl / total,
+            "policy/grad_norm": sum(finite) / max(1, len(finite)),
+        }
+        for step in self.count.nonzero().flatten().tolist():
+            figures[f"policy/clip_fraction/step_{step:02d}"] = float(
+                self.clipped[step] / self.count[step]
+            )
+            figures[f"policy/grad_norm/step_{step:02d}"] = float(
+                (self.squared_grad[step] / self.count[step]).sqrt()
+            )
+        return figures

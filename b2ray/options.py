@@ -1,0 +1,160 @@
+"""From files, presets and the command line to a `Config`.
+
+Later wins: defaults < the file's preset < the file < the command line's preset < the command line.
+So `--config my.yaml --preset=ddpo` is my.yaml with DDPO's method, and single fields still override.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from pydantic import ValidationError
+from pydantic_settings import CliSettingsSource, SettingsError
+
+from b2ray.config import Config
+from b2ray.errors import ConfigError
+
+PACKAGE = Path(__file__).parent
+QUICKSTART = "configs/quickstart.yaml"
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that complains in one sentence instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (--help lists all fields)")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The resolved configuration and what the command was asked to do with it."""
+
+    config: Config
+    resume: bool
+    print_config: bool
+
+
+def find(path: str) -> Path | None:
+    """A file or folder seen from the working directory, then from where b2ray is installed."""
+    given = Path(path).expanduser()
+    places = [given, PACKAGE.parent / given, PACKAGE / given]
+    return next((p for p in places if p.exists()), None)
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Resolve the command line. Raises `ConfigError` with one sentence; `--help` exits."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help=f"YAML file (default: {QUICKSTART})")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with runs/NAME, with its own configuration if --config is not given "
+        "(an unfinished run with the same configuration is resumed without this, too)",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved configuration and end"
+    )
+    asks_help = any(a in ("-h", "--help") for a in argv)
+    flags, rest = parser.parse_known_args([a for a in argv if a not in ("-h", "--help")])
+    given = _command_line(rest, parser if asks_help else None)
+    base = _base(flags.config, flags.resume, given)
+    merged = merge(_with_preset(base), _with_preset(given))
+    return Options(validated(merged), flags.resume, flags.print_config)
+
+
+def validated(values: Mapping[str, Any]) -> Config:
+    """A `Config` from plain values, or `ConfigError` naming the first wrong field."""
+    if "preset" not in values:
+        values = _with_preset({"preset": Config.model_fields["preset"].default} | dict(values))
+    try:
+        return Config(**values)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error)) from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file with a mapping at its top."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} cannot be read as YAML: {reason}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold `section: {{field: value}}` pairs, not {values!r}")
+    return values
+
+
+def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
+    """`high` over `low`, section by section; lists are replaced whole."""
+    merged = dict(low)
+    for key, value in high.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def _with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values over those of the preset they name, if they name one."""
+    if "preset" not in values:
+        return dict(values)
+    path = PACKAGE / "presets" / f"{values['preset']}.yaml"
+    # An unknown name is left to the validation, which lists the known ones.
+    known = path.name in {p.name for p in path.parent.glob("*.yaml")}
+    return merge(read_yaml(path), values) if known else dict(values)
+
+
+def _base(config: str | None, resume: bool, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The file that the command line is laid over."""
+    if config is None and resume:
+        if "name" not in given:
+            raise ConfigError("--resume needs --name=NAME, the run to go on with, or --config FILE")
+        saved = Path(str(given.get("runs", "runs"))) / str(given["name"]) / "config.yaml"
+        if saved.exists():
+            return read_yaml(saved)
+    path = find(config or QUICKSTART)
+    if path is None or not path.is_file():
+        raise ConfigError(f"--config {config or QUICKSTART}: there is no such file")
+    return merge({"preset": Config.model_fields["preset"].default}, read_yaml(path))
+
+
+def _command_line(argv: Sequence[str], help_for: argparse.ArgumentParser | None) -> dict[str, Any]:
+    """Values given as --section.field=value, unvalidated."""
+    try:
+        source = CliSettingsSource[Any](
+            Config,
+            root_parser=_Parser(
+                prog="python -m b2ray.run",
+                usage="%(prog)s [--config FILE] [--resume] [--section.field=value ...]",
+                parents=[help_for] if help_for else [],
+                description=Config.__doc__,
+                allow_abbrev=False,
+            ),
+            cli_parse_args=["--help"] if help_for else list(argv),
+            cli_exit_on_error=False,
+            cli_hide_none_type=True,
+            cli_use_class_docs_for_groups=True,
+            cli_enforce_required=False,
+        )
+        return dict(source())
+    except SettingsError as error:
+        raise ConfigError(f"{error} (--help lists all fields)") from error
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first problem as one sentence with the field, the value and what would be right."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    more = f" ({error.error_count() - 1} more such problems)" if error.error_count() > 1 else ""
+    if first["type"] == "value_error":
+        return f"{message}{more}"
+    if first["type"] == "missing":
+        return f"{field} is missing: set it in the file or with --{field}=…{more}"
+    if first["type"] == "extra_forbidden":
+        return f"{field} is not a field (value {first['input']!r}): --help lists all{more}"
+    return f"{field} is {first['input']!r}: {message[0].lower()}{message[1:]}{more}"

@@ -1,0 +1,68 @@
+"""CLIP score: the cosine between a picture's and its prompt's embedding, unscaled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+
+from b2ray.config import Reward
+from b2ray.errors import ConfigError
+from b2ray.options import find
+from b2ray.rewards.preprocess import to_pixels
+
+PAPER_MODEL = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+
+
+class Clip:
+    """Any `CLIPModel`; the paper's ViT-H-14 unless the specification names another."""
+
+    def __init__(self, spec: Reward, device: torch.device) -> None:
+        path = spec.path or PAPER_MODEL
+        local = find(path)
+        source, offline = str(local or path), local is not None
+        try:
+            model = CLIPModel.from_pretrained(
+                source, use_safetensors=True, local_files_only=offline, dtype=torch.float32
+            )
+            self.tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
+            processor = AutoImageProcessor.from_pretrained(source, local_files_only=offline)
+        except Exception as error:  # the loaders raise whatever their files provoke
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigError(
+                f"reward {spec.name!r}: {path!r} cannot be loaded as a CLIPModel: {reason}"
+            ) from error
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.device = device
+        self.size = model.config.vision_config.image_size
+        self.mean, self.std = processor.image_mean, processor.image_std
+        self._texts: dict[str, torch.Tensor] = {}
+
+    def score(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        """Cosines in -1..1; arguments as `b2ray.rewards.Scorer`."""
+        pictures = torch.from_numpy(self.embed(images)).to(self.device)
+        texts = torch.stack([self._text(p) for p in prompts])
+        return (pictures * texts).sum(dim=1).cpu().numpy()
+
+    @torch.inference_mode()
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Unit image embeddings, float32, shape (N, D)."""
+        pixels = to_pixels(images, self.size, self.mean, self.std, self.device)
+        features = self.model.get_image_features(pixel_values=pixels).pooler_output
+        return torch.nn.functional.normalize(features, dim=1).cpu().numpy()
+
+    @torch.inference_mode()
+    def _text(self, prompt: str) -> torch.Tensor:
+        """Unit embedding of one prompt, shape (D,); encoded once, alone, and kept."""
+        if prompt not in self._texts:
+            limit = self.model.config.text_config.max_position_embeddings
+            tokens = self.tokenizer(
+                prompt, truncation=True, max_length=limit, padding="max_length", return_tensors="pt"
+            ).to(self.device)
+            features = self.model.get_text_features(
+                input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+            ).pooler_output
+            self._texts[prompt] = torch.nn.functional.normalize(features, dim=1)[0]
+        return self._texts[prompt]

@@ -1,0 +1,206 @@
+"""The command: `python -m b2ray.run --config FILE --section.field=value …`.
+
+`Run.stage` is the algorithm in the paper's order (arXiv 2503.11240, algorithm 1): choose the
+interval, draw groups, denoise each group's prefix, fork its branches, score the images, select and
+weigh the leaves, update on the interval, hand the weights out, commit.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from b2ray.branching import WorkUnit, advantages, draw_groups, select, spread
+from b2ray.checks import PromptSets, check_files
+from b2ray.config import Config
+from b2ray.crew import Crew
+from b2ray.curriculum import interval
+from b2ray.diffusion.noise import Domain
+from b2ray.errors import (
+    EXIT_CONFIG,
+    EXIT_DONE,
+    EXIT_STOPPED,
+    EXIT_WORKER,
+    ConfigError,
+    StageLost,
+    Stopped,
+    WorkerError,
+)
+from b2ray.fleet.session import StopFlag, preflight, session
+from b2ray.options import parse
+from b2ray.tracking.folder import RunFolder, RunState, dump, open_run
+from b2ray.tracking.mlflow_log import MlflowLog
+from b2ray.tracking.recorder import Recorder
+from b2ray.tracking.show import closing_table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code of `b2ray.errors`."""
+    try:
+        options = parse(sys.argv[1:] if argv is None else argv)
+        if options.print_config:
+            print(dump(options.config), end="")
+            return EXIT_DONE
+        prompts = check_files(options.config)
+        with open_run(options.config) as folder:
+            return _run(options.config, prompts, folder)
+    except ConfigError as error:
+        print(f"b2ray: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+
+
+def _run(config: Config, prompts: PromptSets, folder: RunFolder) -> int:
+    if folder.finished:
+        print(
+            f"{folder.path} is finished; --name=NAME starts another run, or delete the folder "
+            "to run it again",
+            file=sys.stderr,
+        )
+        closing_table(folder.summary())
+        return EXIT_DONE
+    log = MlflowLog(folder)
+    status = "FAILED"
+    try:
+        with session(config.fleet) as stop:
+            preflight(config.fleet)
+            summary = Run(config, prompts, folder, log, stop).train()
+        status = "FINISHED"
+    except Stopped as signal:
+        status = "KILLED"
+        print(
+            f"b2ray: stopped by {signal}; the last committed stage stands. Go on with: "
+            f"python -m b2ray.run --runs={config.runs} --name={config.name} --resume",
+            file=sys.stderr,
+        )
+        return EXIT_STOPPED
+    except WorkerError as error:
+        trace = folder.path / "failure.log"
+        trace.write_text(f"{error}\n\n{error.details}\n", encoding="utf-8")
+        print(
+            f"b2ray: {error}\nDetails: {trace}. The last committed stage stands; --resume goes on.",
+            file=sys.stderr,
+        )
+        return EXIT_WORKER
+    finally:
+        log.finish(status, config.model.path if status == "FINISHED" else None)
+    closing_table(summary)
+    return EXIT_DONE
+
+
+class Run:
+    """One run: its state, its fleet, its records."""
+
+    def __init__(
+        self,
+        config: Config,
+        prompts: PromptSets,
+        folder: RunFolder,
+        log: MlflowLog,
+        stop: StopFlag,
+    ) -> None:
+        self.config, self.prompts = config, prompts
+        self.crew = Crew(config, prompts, stop)
+        self.recorder = Recorder(config, prompts, folder, log)
+
+    def train(self) -> dict[str, Any]:
+        """All stages that are not committed yet; returns the summary."""
+        config, crew, recorder = self.config, self.crew, self.recorder
+        try:
+            state = recorder.resume(crew)
+            if state is None:
+                state = recorder.begin(crew)
+            while state.stage < config.curriculum.stages:
+                state = self._stage_with_retries(state)
+            return recorder.finish(crew)
+        finally:
+            crew.close()
+            recorder.close()
+
+    def _stage_with_retries(self, state: RunState) -> RunState:
+        for attempt in range(self.config.fleet.retries + 1):
+            try:
+                return self.stage(state)
+            except StageLost as error:
+                cause = error
+                self.recorder.line(f"stage {state.stage}, try {attempt + 1}: {error}; again")
+        raise WorkerError("the fleet", "all nodes", f"doing stage {state.stage}", str(cause))
+
+    def stage(self, state: RunState) -> RunState:
+        """One stage of B²-DiffuRL; returns the committed state."""
+        config, crew, recorder = self.config, self.crew, self.recorder
+        began = time.perf_counter()
+
+        # Backward progressive training: the last n of T steps.
+        n = interval(
+            state.stage,
+            config.curriculum.stages,
+            *config.interval_bounds,
+            config.curriculum.growth,
+        )
+
+        # Branch-based sampling: prefixes, K branches each, and a score for every image.
+        units = self.work_units(state, n)
+        with recorder.bar(f"stage {state.stage + 1}: sampling", config.groups * units[0].branches):
+            rollout = crew.rollout(units, recorder.advance)
+        sampled = time.perf_counter()
+        prompts = [group.prompt for unit in units for group in unit.groups]
+        rewards = crew.total_reward(rollout)
+
+        # Selection and advantages: leaves against the leaves of their own group.
+        window = state.window.with_stage(prompts, rewards)
+        advantage = advantages(rewards, prompts, window, config.advantage)
+        chosen = select(rewards, advantage, config.selection)
+        selected = [
+            (prompts[g], float(advantage[g, k]), rollout.leaf(g, k))
+            for g, k in np.argwhere(chosen).tolist()
+        ]
+
+        # The update on the interval; the new LoRA goes to every sampler.
+        with recorder.bar(f"stage {state.stage + 1}: learning on {len(selected)} leaves", 0):
+            update = crew.update(state.stage, n, selected)
+        updated = time.perf_counter()
+        crew.sync()
+        figures = {
+            **spread(rewards, chosen),
+            **update.figures,
+            **crew.reward_figures(rollout),
+            **crew.fleet_figures(),
+            "interval": float(n),
+            "time/sample": sampled - began,
+            "time/update": updated - sampled,
+            "time/sync": time.perf_counter() - updated,
+            "throughput/images_per_second": rewards.size / (sampled - began),
+        }
+        costs = {
+            "cost/reward_queries": float(rewards.size),
+            "cost/unet_evals": float(rollout.unet_evals + update.unet_evals),
+            "cost/trained_leaves": float(len(selected)),
+        }
+        return recorder.commit(crew, state, window, figures, costs)
+
+    def work_units(self, state: RunState, n: int) -> list[WorkUnit]:
+        """The stage's groups, cut into units of a fixed size."""
+        config = self.config
+        groups = draw_groups(config.seed, state.stage, self.prompts.train, config.groups)
+        size = config.branching.unit_groups
+        return [
+            WorkUnit(
+                seed=config.seed,
+                domain=Domain.TRAIN,
+                stage=state.stage,
+                version=state.version,
+                index=index,
+                groups=tuple(groups[low : low + size]),
+                branches=config.branching.branches,
+                fork=config.sampling.steps - n,
+            )
+            for index, low in enumerate(range(0, len(groups), size))
+        ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

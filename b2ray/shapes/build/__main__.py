@@ -1,0 +1,96 @@
+"""``python -m b2ray.shapes.build``: makes the weights and the prompt files from nothing.
+
+Stages run as processes of one thread each, two at a time, as soon as those they need are done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from b2ray.shapes import WEIGHTS
+from b2ray.shapes.build.common import Settings
+
+# stage → the stages whose results it reads
+STAGES: dict[str, tuple[str, ...]] = {
+    "vae": (),
+    "text": (),
+    "unet": ("vae", "text"),
+    "reward": ("vae",),
+    "prompts": (),
+    "evaluate": ("unet", "reward"),
+    "benchmark": ("unet", "reward"),
+    "card": ("evaluate", "benchmark", "prompts"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one stage here, or several as child processes; returns the exit code."""
+    args = _parser().parse_args(arguments)
+    wanted = args.only.split(",") if args.only else list(STAGES)
+    unknown = [name for name in wanted if name not in STAGES]
+    if unknown:
+        print(f"Unknown stage {unknown[0]!r}; the stages are {', '.join(STAGES)}.", file=sys.stderr)
+        return 2
+    if len(wanted) == 1:
+        settings = Settings(args.out.resolve(), args.seed, args.scale)
+        importlib.import_module(f"b2ray.shapes.build.{wanted[0]}").build(settings)
+        return 0
+    shared = ["--out", str(args.out), "--seed", str(args.seed), "--scale", str(args.scale)]
+    return _run(wanted, shared, args.jobs)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m b2ray.shapes.build", description=__doc__)
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the weights")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help=f"stages, with commas between: {', '.join(STAGES)}")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on steps and pictures")
+    return parser
+
+
+def _run(wanted: list[str], shared: list[str], jobs: int) -> int:
+    """Runs stages in child processes, at most ``jobs`` at once; stops all if one fails."""
+    waiting, running = list(wanted), dict[str, subprocess.Popen[bytes]]()
+    rows = list(range(jobs))  # a line of the terminal for each child's progress bar
+    row_of: dict[str, int] = {}
+    try:
+        while waiting or running:
+            for name in [n for n in waiting if _ready(n, waiting, running)][: len(rows)]:
+                waiting.remove(name)
+                row_of[name] = rows.pop(0)
+                running[name] = _start(name, shared, row_of[name])
+            time.sleep(0.2)
+            for name in [n for n, child in running.items() if child.poll() is not None]:
+                code = running.pop(name).returncode
+                rows.append(row_of[name])
+                if code:
+                    print(f"Stage {name} failed with exit code {code}.", file=sys.stderr)
+                    return 1
+    finally:
+        for child in running.values():
+            child.terminate()
+    return 0
+
+
+def _ready(name: str, waiting: list[str], running: dict[str, subprocess.Popen[bytes]]) -> bool:
+    return not any(need in waiting or need in running for need in STAGES[name])
+
+
+def _start(name: str, shared: list[str], row: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "b2ray.shapes.build", "--only", name, *shared]
+    # One thread each: two such processes do nearly twice the work of one on two cores, while one
+    # process with two threads does one and a half times. tqdm reads TQDM_POSITION.
+    return subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1", "TQDM_POSITION": str(row)}
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

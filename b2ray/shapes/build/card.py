@@ -1,0 +1,61 @@
+"""Stage ``card``: the model card, ``README.md`` beside the weights, from the measured figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from b2ray.shapes.build import reward, text, unet, vae
+from b2ray.shapes.build.common import Settings, write_text
+from b2ray.shapes.build.facts import read
+
+_TEMPLATE = Path(__file__).with_name("card.md")
+
+
+def build(settings: Settings) -> None:
+    """Writes the card; every stage but ``prompts`` must have left its figures."""
+    stages = ("vae", "text", "unet", "reward")
+    facts = {name: read(settings, name) for name in (*stages, "evaluate", "benchmark")}
+    missing = [name for name, values in facts.items() if not values]
+    if missing:
+        raise FileNotFoundError(f"The card needs the figures of stage {missing[0]}: run it first.")
+    made = {name: facts[name] for name in stages}
+    values: dict[str, Any] = {
+        "seed": settings.seed,
+        "colours": 6,
+        "shapes": 5,
+        "dropout": unet.DROPOUT,
+        "total": _total(made),
+        "rows": "\n".join(_row(row) for row in facts["benchmark"]["rows"]),
+        "batch": facts["benchmark"]["batch"],
+        **{f"{name}_m": made[name]["parameters"] / 1e6 for name in stages},
+        **{f"{name}_steps": made[name]["steps"] for name in stages},
+        **{f"{name}_minutes": made[name]["minutes"] for name in stages},
+        "vae_batch": vae.BATCH,
+        "text_batch": text.BATCH,
+        "unet_batch": unet.BATCH,
+        "reward_batch": 3 * reward.FAMILIES_PER_STEP,
+        "low": facts["evaluate"]["reward_cosine_deciles"][0],
+        "high": facts["evaluate"]["reward_cosine_deciles"][-1],
+        **{k: facts["vae"][k] for k in ("mean_error_levels", "judged_right")},
+        **facts["evaluate"],
+    }
+    template = _TEMPLATE.read_text(encoding="utf-8")
+    write_text(settings.out / "README.md", template.format(**values))
+
+
+def _total(made: dict[str, dict[str, Any]]) -> float:
+    """Minutes of the longest chain of stages that wait for each other."""
+    minutes = {name: float(values["minutes"]) for name, values in made.items()}
+    before_unet = max(minutes["vae"], minutes["text"])
+    return max(before_unet + minutes["unet"], minutes["vae"] + minutes["reward"])
+
+
+def _row(row: dict[str, Any]) -> str:
+    shape = row["shape"]
+    if shape == "shipped":
+        shape = f"**{', '.join(map(str, unet.SHAPE['block_out_channels']))}; attention below**"
+    return (
+        f"| {shape} | {row['parameters'] / 1e6:.2f} M | {row['forward_ms']:.2f} "
+        f"| {row['forward_backward_ms']:.2f} | {row['forward_backward_lora_ms']:.2f} |"
+    )

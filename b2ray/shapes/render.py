@@ -1,0 +1,110 @@
+"""Draws a caption as a 32 × 32 RGB picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from b2ray.shapes.captions import COLOURS, Caption, Thing
+
+SIZE = 32
+_SCALE = 4  # drawn four times as large, then averaged: anti-aliased edges
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A thing with its centre and radius in pixels of the finished picture."""
+
+    thing: Thing
+    x: float
+    y: float
+    radius: float
+
+
+def place(caption: Caption, rng: np.random.Generator) -> list[Placed]:
+    """Positions and sizes, with jitter: the two never touch, and lie farther apart along the
+    relation's axis than across it."""
+    scene = caption.scene
+    along = np.array([8.6, 23.4]) + rng.uniform(-0.8, 0.8, 2)
+    across = 16.0 + rng.uniform(-3.5, 3.5) + rng.uniform(-1.5, 1.5, 2)
+    radius = rng.uniform(4.5, 5.5, 2)
+    xs, ys = (across, along) if scene.relation == "above" else (along, across)
+    things = (scene.first, scene.second)
+    return [
+        Placed(thing, float(x), float(y), float(r))
+        for thing, x, y, r in zip(things, xs, ys, radius, strict=True)
+    ]
+
+
+def draw(placed: Sequence[Placed], rng: np.random.Generator) -> np.ndarray:
+    """Draws things on a plain, nearly white background.
+
+    Returns:
+        uint8 ``(32, 32, 3)``.
+    """
+    ground = _shade((240, 240, 240), 8, rng)
+    image = Image.new("RGB", (SIZE * _SCALE, SIZE * _SCALE), ground)
+    pen = ImageDraw.Draw(image)
+    for p in placed:
+        colour = _shade(COLOURS[p.thing.colour], 8, rng)
+        pen.polygon(outline(p.thing.shape, p.x * _SCALE, p.y * _SCALE, p.radius * _SCALE), colour)
+    return np.asarray(image.reduce(_SCALE))
+
+
+def render(caption: Caption, seed: int | Sequence[int]) -> np.ndarray:
+    """One picture of the caption; the same seed gives the same bytes.
+
+    Returns:
+        uint8 ``(32, 32, 3)``.
+    """
+    rng = np.random.default_rng(seed)
+    return draw(place(caption, rng), rng)
+
+
+def render_batch(captions: Sequence[Caption], seed: int) -> np.ndarray:
+    """One picture per caption; picture ``i`` depends on ``(seed, i)`` only.
+
+    Returns:
+        uint8 ``(N, 32, 32, 3)``.
+    """
+    out = np.empty((len(captions), SIZE, SIZE, 3), np.uint8)
+    for i, caption in enumerate(captions):
+        out[i] = render(caption, (seed, i))
+    return out
+
+
+def _shade(
+    colour: tuple[int, int, int], spread: int, rng: np.random.Generator
+) -> tuple[int, int, int]:
+    r, g, b = np.clip(np.array(colour) + rng.integers(-spread, spread + 1, 3), 0, 255)
+    return int(r), int(g), int(b)
+
+
+# Corners in units of the radius, around the centroid, y downwards. The factors give the shapes
+# similar areas, so that size tells nothing about shape.
+_CIRCLE = [(math.cos(t), math.sin(t)) for t in np.linspace(0, 2 * math.pi, 32, endpoint=False)]
+_SQUARE = [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)]
+_TRIANGLE = [(0.0, -1.2), (1.15, 0.75), (-1.15, 0.75)]
+_DIAMOND = [(0.0, -1.2), (1.2, 0.0), (0.0, 1.2), (-1.2, 0.0)]
+_A, _B = 0.38, 1.1
+_CROSS = [
+    (-_A, -_B), (_A, -_B), (_A, -_A), (_B, -_A), (_B, _A), (_A, _A),
+    (_A, _B), (-_A, _B), (-_A, _A), (-_B, _A), (-_B, -_A), (-_A, -_A),
+]  # fmt: skip
+
+UNIT_POLYGONS: dict[str, list[tuple[float, float]]] = {
+    "circle": _CIRCLE,
+    "square": _SQUARE,
+    "triangle": _TRIANGLE,
+    "diamond": _DIAMOND,
+    "cross": _CROSS,
+}
+
+
+def outline(shape: str, x: float, y: float, radius: float) -> list[float]:
+    """Corner coordinates ``[x0, y0, x1, y1, …]`` of a shape around its centroid."""
+    return [v for dx, dy in UNIT_POLYGONS[shape] for v in (x + dx * radius, y + dy * radius)]

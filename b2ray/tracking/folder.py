@@ -1,0 +1,239 @@
+"""runs/NAME: what a run writes, and how a stage commits.
+
+A stage commits by a rename: its checkpoint is written beside, flushed, and moved into place. What
+was appended for a stage that did not commit is cut off on resume, so a stage that is done again
+leaves no trace of its first try.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import safetensors.numpy
+import yaml
+
+from b2ray.branching import RewardWindow
+from b2ray.config import Config
+from b2ray.diffusion import lora_file
+from b2ray.errors import ConfigError
+from b2ray.options import read_yaml, validated
+
+KEPT_CHECKPOINTS = 2
+
+
+@dataclass
+class RunState:
+    """Everything besides weights that decides how a run goes on.
+
+    There is no state of random generators: all randomness is keyed by seed, stage and place.
+
+    Attributes:
+        stage: committed stages, which is the next stage's number.
+        window: rewards of earlier stages.
+        counters: totals by figure name.
+        evaluations: figures of each evaluation so far.
+    """
+
+    stage: int = 0
+    version: int = 0
+    digest: str = ""
+    window: RewardWindow = field(default_factory=lambda: RewardWindow(0))
+    counters: dict[str, float] = field(default_factory=dict)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        values = json.loads(text)
+        return cls(**{**values, "window": RewardWindow(**values["window"])})
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed stage as it was read back."""
+
+    state: RunState
+    weights: dict[str, np.ndarray]
+    optimizer: dict[str, np.ndarray]
+
+
+class RunFolder:
+    """The folder of one run, held by one process at a time. Made by `open_run`."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path, self.config = path, config
+        self.summary_file = path / "summary.json"
+        self.metrics_file = path / "metrics.jsonl"
+        self.pictures = path / "pictures"
+        self.lora = path / "lora"
+        self._checkpoints = path / "checkpoints"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has its summary, which is written last."""
+        return self.summary_file.exists()
+
+    def last_commit(self) -> Checkpoint | None:
+        """The newest committed stage; cuts off what later, uncommitted tries left behind."""
+        stages = self._committed()
+        for leftover in self._checkpoints.glob("*.part"):
+            shutil.rmtree(leftover)
+        step = int(stages[-1].name.split("-")[1]) if stages else -1
+        self._cut_metrics(step)
+        if not stages:
+            return None
+        folder = stages[-1]
+        return Checkpoint(
+            RunState.from_json((folder / "state.json").read_text()),
+            lora_file.load(folder / lora_file.FILE),
+            safetensors.numpy.load_file(folder / "optimizer.safetensors"),
+        )
+
+    def commit(self, state: RunState, weights: lora_file.State, optimizer: lora_file.State) -> None:
+        """Make a stage final, or leave the last one as it is.
+
+        Raises:
+            ConfigError: the disk refuses, because it is full, for example.
+        """
+        final = self._checkpoints / f"stage-{state.stage:05d}"
+        part = final.with_suffix(".part")
+        try:
+            part.mkdir(parents=True, exist_ok=True)
+            lora_file.save(part, weights, self.config.model.lora)
+            (part / "optimizer.safetensors").write_bytes(safetensors.numpy.save(dict(optimizer)))
+            (part / "state.json").write_text(state.to_json())
+            for file in part.iterdir():
+                _flush(file)
+            part.rename(final)
+            _flush(self._checkpoints)
+        except OSError as error:
+            shutil.rmtree(part, ignore_errors=True)
+            raise ConfigError(
+                f"stage {state.stage} could not be committed to {self._checkpoints}: "
+                f"{error.strerror}; the stage before it stands, make room and resume"
+            ) from error
+        for old in self._committed()[:-KEPT_CHECKPOINTS]:
+            shutil.rmtree(old)
+
+    def append_metrics(self, step: int, figures: Mapping[str, float], images: list[str]) -> None:
+        """Add a stage's line to metrics.jsonl; `images` are files under the run's folder."""
+        line = {"step": step, "time": time.time(), "images": images, **figures}
+        try:
+            with self.metrics_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ConfigError(f"{self.metrics_file} cannot be written: {error.strerror}") from error
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl."""
+        if not self.metrics_file.exists():
+            return []
+        lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line]
+
+    def summary(self) -> dict[str, Any]:
+        """What a finished run says of itself."""
+        return dict(json.loads(self.summary_file.read_text()))
+
+    def _committed(self) -> list[Path]:
+        return sorted(
+            p for p in self._checkpoints.glob("stage-*") if re.fullmatch(r"stage-\d{5}", p.name)
+        )
+
+    def _cut_metrics(self, step: int) -> None:
+        if not self.metrics_file.exists():
+            return
+        kept = []
+        for line in self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True):
+            # A line without its end was being written when the process died.
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        write_atomically(self.metrics_file, "".join(kept))
+
+
+@contextlib.contextmanager
+def open_run(config: Config) -> Iterator[RunFolder]:
+    """The run's folder, made if it is new.
+
+    Raises:
+        ConfigError: it belongs to another configuration or is in use; nothing is changed then.
+    """
+    path = Path(config.runs) / config.name
+    saved = path / "config.yaml"
+    other = saved.exists() and _other_configuration(config, saved)
+    if other and any((path / "checkpoints").glob("stage-*[0-9]")):
+        raise ConfigError(
+            f"{path} belongs to another configuration ({other}): choose another --name, "
+            "or resume it with --name and --resume alone"
+        )
+    if not saved.exists() and path.exists() and any(p.name != ".lock" for p in path.iterdir()):
+        raise ConfigError(f"{path} exists but is no run of b2ray: choose another --name")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"{path} is in use by another process: wait, or end it") from error
+        if other:  # a run that ended before its first commit has nothing to lose
+            for leftover in (path / "metrics.jsonl", path / "mlflow.json"):
+                leftover.unlink(missing_ok=True)
+        if other or not saved.exists():
+            write_atomically(saved, dump(config))
+        yield RunFolder(path, config)
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Write beside, flush, rename."""
+    part = file.with_name(file.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    _flush(part)
+    part.replace(file)
+
+
+def _other_configuration(config: Config, saved: Path) -> str | None:
+    """The first field in which a saved configuration asks for another result, in words."""
+    theirs = validated(read_yaml(saved)).identity()
+    difference = _first_difference(theirs, config.identity())
+    return "{} was {!r}, is {!r}".format(*difference) if difference else None
+
+
+def _first_difference(a: Any, b: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        found = (
+            _first_difference(a.get(k), b.get(k), f"{name}.{k}".lstrip("."))
+            for k in sorted(a.keys() | b.keys())
+        )
+        return next((d for d in found if d), None)
+    return None if a == b else (name, a, b)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,227 @@
+"""MLflow: a copy of the run's folder that is allowed to be late.
+
+metrics.jsonl is the record. Lines are sent with the time they were written, so that sending one
+twice changes nothing, and what a store that was away has missed is sent when it is back.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from b2ray.config import Config
+from b2ray.options import find
+from b2ray.tracking.folder import RunFolder, write_atomically
+
+RETRY_AFTER = 60.0  # seconds before a store that did not answer is asked again
+FINISH_WITHIN = 120.0  # seconds for the last figures and the LoRA to be sent
+
+
+class MlflowLog:
+    """One MLflow run, kept in step with the run's folder.
+
+    Which run it is stands in mlflow.json from before the run is created: `key` is a tag by which a
+    run is found again whose id was not written down in time.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        # Without these a server that is away holds a stage up for minutes.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
+        self.folder, self.config = folder, folder.config
+        self.uri = tracking_uri(self.config)
+        self._file = folder.path / "mlflow.json"
+        self._away_since: float | None = None
+        # One thread: the store is slow beside a small model's stages, and nothing waits for it.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
+        self._sending: Future[None] | None = None
+        if not self._file.exists():
+            self._note(key=uuid.uuid4().hex, run_id=None, sent=-1)
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run's id, None until the store has answered once."""
+        return self._notes()["run_id"]
+
+    def send(self) -> None:
+        """Send what the store has not seen, beside the training. Never fails, never waits."""
+        recent = self._away_since is not None and time.monotonic() - self._away_since < RETRY_AFTER
+        if recent or (self._sending is not None and not self._sending.done()):
+            return
+        self._sending = self._thread.submit(self._safely, self._send_lines)
+
+    def finish(self, status: str, base_model: str | None = None) -> None:
+        """Send the rest and close the run as FINISHED, KILLED or FAILED; with the LoRA as a
+        model if `base_model` says what it is for. Waits a bounded time."""
+        if self.run_id is None and not self.folder.metrics():
+            return  # ended before there was anything to tell
+
+        def close() -> None:
+            self._send_lines()
+            self._finish(status, base_model)
+
+        last = self._thread.submit(self._safely, close)
+        try:
+            last.result(timeout=FINISH_WITHIN)
+        except TimeoutError:
+            print(f"MLflow at {self.uri} did not answer in {FINISH_WITHIN:.0f} s", file=sys.stderr)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _send_lines(self) -> None:
+        from mlflow.entities import Metric
+
+        client, run_id = self._client(), self._run()
+        sent = self._notes()["sent"]
+        for line in self.folder.metrics():
+            if line["step"] <= sent:
+                continue
+            stamp, step = int(line["time"] * 1000), line["step"]
+            figures = {k: v for k, v in line.items() if k not in ("step", "time", "images")}
+            client.log_batch(
+                run_id,
+                metrics=[
+                    Metric(name, value, stamp, step)
+                    for name, value in figures.items()
+                    if math.isfinite(value)
+                ],
+            )
+            self._send_images(client, run_id, line, stamp)
+            self._note(sent=step)
+
+    def _send_images(self, client: Any, run_id: str, line: Mapping[str, Any], stamp: int) -> None:
+        there = [a.path for a in client.list_artifacts(run_id, "images")] if line["images"] else []
+        for name in line["images"]:
+            key, step = Path(name).stem, line["step"]
+            # MLflow names the file key+step+N+timestamp+…: the end is random, the rest is ours.
+            if any(re.search(rf"/{re.escape(key)}[%+]step[%+]{step}[%+]", p) for p in there):
+                continue
+            with Image.open(self.folder.path / name) as picture:
+                client.log_image(
+                    run_id, picture.convert("RGB"), key=key, step=step, timestamp=stamp
+                )
+
+    def _finish(self, status: str, base_model: str | None) -> None:
+        client, run_id = self._client(), self._run()
+        for file in (self.folder.path / "config.yaml", self.folder.summary_file):
+            if file.exists():
+                client.log_artifact(run_id, str(file))
+        if base_model is not None:
+            self._log_model(run_id, base_model)
+        client.set_terminated(run_id, status)
+
+    def _log_model(self, run_id: str, base_model: str) -> None:
+        import mlflow
+
+        if mlflow.MlflowClient(self.uri).get_run(run_id).outputs.model_outputs:
+            return  # logged by a process that died after it
+        mlflow.set_tracking_uri(self.uri)
+        with mlflow.start_run(run_id=run_id):
+            mlflow.diffusers.log_model(
+                adapter_path=str(self.folder.lora),
+                base_model=_flavour_path(base_model),
+                name="lora",
+                # Given, so that MLflow does not load the model in a subprocess to find out.
+                pip_requirements=["diffusers", "transformers", "peft", "torch"],
+            )
+
+    def _client(self) -> Any:
+        import mlflow
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)  # migrations are no news
+        return mlflow.MlflowClient(self.uri)
+
+    def _run(self) -> str:
+        """The run's id; creates the run, or finds the one whose id was lost."""
+        notes = self._notes()
+        if notes["run_id"]:
+            return str(notes["run_id"])
+        client = self._client()
+        name = self.config.tracking.experiment
+        found = client.get_experiment_by_name(name)
+        experiment = (
+            found.experiment_id
+            if found
+            else client.create_experiment(name, artifact_location=self._artifacts())
+        )
+        tag = f"tags.`b2ray.key` = '{notes['key']}'"
+        runs = client.search_runs([experiment], filter_string=tag)
+        run = (
+            runs[0]
+            if runs
+            else client.create_run(
+                experiment,
+                run_name=self.config.name,
+                tags={"b2ray.key": notes["key"], "b2ray.preset": self.config.preset},
+            )
+        )
+        for key, value in flat(self.config.model_dump(mode="json")).items():
+            client.log_param(run.info.run_id, key, value)
+        self._note(run_id=run.info.run_id)
+        return str(run.info.run_id)
+
+    def _artifacts(self) -> str | None:
+        """Beside the runs for our own SQLite file; a server knows where it keeps artifacts."""
+        if self.uri != _local_uri(self.config):
+            return None
+        return (Path(self.config.runs).resolve() / "mlartifacts").as_uri()
+
+    def _safely(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+            self._away_since = None
+        except Exception as error:  # any store, any fault: metrics.jsonl has everything
+            if self._away_since is None:
+                reason = " ".join(str(error).split())[:200]
+                print(
+                    f"MLflow at {self.uri} does not take figures ({reason}); "
+                    f"{self.folder.metrics_file} has them, they are sent later",
+                    file=sys.stderr,
+                )
+            self._away_since = time.monotonic()
+
+    def _notes(self) -> dict[str, Any]:
+        return dict(json.loads(self._file.read_text()))
+
+    def _note(self, **values: Any) -> None:
+        old = self._notes() if self._file.exists() else {}
+        write_atomically(self._file, json.dumps({**old, **values}))
+
+
+def tracking_uri(config: Config) -> str:
+    """The configured store, else MLFLOW_TRACKING_URI, else SQLite beside the runs."""
+    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_uri(config)
+
+
+def _local_uri(config: Config) -> str:
+    return f"sqlite:///{Path(config.runs).resolve() / 'mlflow.db'}"
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as section.field: text, MLflow's form of parameters."""
+    pairs: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            pairs |= flat(value, f"{prefix}{key}.")
+        else:
+            pairs[f"{prefix}{key}"] = str(value)[:6000]
+    return pairs
+
+
+def _flavour_path(base_model: str) -> str:
+    """Absolute for a local folder: MLflow asks the hub about anything else."""
+    local = find(base_model)
+    return str(local.resolve()) if local else base_model

@@ -1,0 +1,245 @@
+"""What is kept of a run: commits, figures, evaluations, pictures, the summary, the LoRA."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import ray
+
+from b2ray.branching import RewardWindow
+from b2ray.checks import PromptSets
+from b2ray.config import Config
+from b2ray.crew import Crew
+from b2ray.diffusion import lora_file
+from b2ray.evaluation import Evaluated
+from b2ray.tracking.folder import RunFolder, RunState, write_atomically
+from b2ray.tracking.mlflow_log import MlflowLog, tracking_uri
+from b2ray.tracking.show import Progress, cut, save_png, sheet, strip
+
+
+class Recorder:
+    """Writes the run's folder, MLflow and the screen."""
+
+    def __init__(
+        self, config: Config, prompts: PromptSets, folder: RunFolder, log: MlflowLog
+    ) -> None:
+        self.config, self.prompts, self.folder, self.log = config, prompts, folder, log
+        self.progress = Progress(config.curriculum.stages, 0)
+        self.state = RunState(window=RewardWindow(config.advantage.window))
+        self.advance: Callable[[int], Any] = lambda _: None
+        self._since = time.perf_counter()
+
+    # --- the life of a run ---------------------------------------------------------------------
+
+    def resume(self, crew: Crew) -> RunState | None:
+        """The last committed state, its weights bound everywhere; None for a new run."""
+        found = self.folder.last_commit()
+        if found is None:
+            return None
+        self.state = found.state
+        self.line(f"resuming {self.folder.path} after stage {found.state.stage}")
+        self.progress.close()
+        self.progress = Progress(self.config.curriculum.stages, found.state.stage)
+        with self.bar("loading models", 0):
+            crew.restored(found.state.version, found.state.digest, found.weights, found.optimizer)
+        self._tell_of_actors(crew)
+        self._since = time.perf_counter()
+        return self.state
+
+    def begin(self, crew: Crew) -> RunState:
+        """Version 0, evaluated and committed."""
+        with self.bar("loading models", 0):
+            crew.fresh()
+        self._tell_of_actors(crew)
+        self._since = time.perf_counter()
+        return self._commit(crew, self.state, {}, advance=False)
+
+    def commit(
+        self,
+        crew: Crew,
+        state: RunState,
+        window: RewardWindow,
+        figures: Mapping[str, float],
+        costs: Mapping[str, float],
+    ) -> RunState:
+        """Make a stage final; evaluates first where the calendar says so."""
+        counters = {k: state.counters.get(k, 0.0) + v for k, v in costs.items()}
+        following = RunState(
+            stage=state.stage + 1,
+            window=window,
+            counters={**state.counters, **counters},
+            evaluations=state.evaluations,
+        )
+        done = self._commit(crew, following, figures, advance=True)
+        self.progress.stage_done()
+        return done
+
+    def finish(self, crew: Crew) -> dict[str, Any]:
+        """The LoRA as a file, the pictures side by side, and the summary, which ends the run."""
+        weights = ray.get(crew.weights.lora)
+        file = lora_file.save(self.folder.lora, weights, self.config.model.lora)
+        files = {"LoRA": str(file)}
+        for name, prompts in self.prompts.evaluated().items():
+            picture = self._before_after(name, prompts)
+            if picture:
+                files[f"{name} set"] = picture
+        files["figures"] = str(self.folder.metrics_file)
+        files["MLflow"] = f"run {self.log.run_id} at {tracking_uri(self.config)}"
+        summary = self._summary(files)
+        write_atomically(self.folder.summary_file, json.dumps(summary, indent=2) + "\n")
+        return summary
+
+    def close(self) -> None:
+        """Leave the screen in order."""
+        self.progress.close()
+
+    # --- the screen ----------------------------------------------------------------------------
+
+    def line(self, text: str) -> None:
+        """A line that stays on the screen."""
+        self.progress.line(text)
+
+    @contextlib.contextmanager
+    def bar(self, what: str, total: int) -> Iterator[None]:
+        """A bar for one phase, moved by `advance`."""
+        with self.progress.bar(what, total, "image") as move:
+            self.advance = move
+            yield
+        self.advance = lambda _: None
+
+    def _tell_of_actors(self, crew: Crew) -> None:
+        for receipt in crew.dispatcher.receipts:
+            for prompt in receipt.values.get("too_long", ()):
+                self.line(f"the tokenizer cuts off the end of the prompt {prompt!r}")
+            if receipt.values.get("too_long"):
+                return  # every sampler says the same
+
+    # --- stages --------------------------------------------------------------------------------
+
+    def _commit(
+        self, crew: Crew, state: RunState, figures: Mapping[str, float], advance: bool
+    ) -> RunState:
+        state.version, state.digest = crew.weights.version, crew.weights.digest
+        began = time.perf_counter()
+        images: list[str] = []
+        evaluated: dict[str, float] = {}
+        if self._is_due(state.stage):
+            evaluated, images = self._evaluate(crew, state)
+            figures = {**figures, **evaluated, "time/evaluate": time.perf_counter() - began}
+        now = time.perf_counter()
+        seconds = state.counters.get("seconds", 0.0) + now - self._since
+        state.counters = {**state.counters, "seconds": seconds}
+        self._since = now
+        self._tell(state.stage, figures, evaluated)
+        costs = {k: v for k, v in state.counters.items() if k != "seconds"}
+        self.folder.append_metrics(state.stage, {**figures, **costs, "time/total": seconds}, images)
+        self.folder.commit(state, ray.get(crew.weights.lora), ray.get(crew.weights.optimizer))
+        self.log.send()
+        self.state = state
+        return state
+
+    def _is_due(self, step: int) -> bool:
+        last = self.config.curriculum.stages
+        every = self.config.evaluation.every
+        return step in (0, last) or (every > 0 and step % every == 0)
+
+    def _tell(
+        self, step: int, figures: Mapping[str, float], evaluated: Mapping[str, float]
+    ) -> None:
+        parts = [f"stage {step}/{self.config.curriculum.stages}"]
+        if "interval" in figures:
+            parts.append(f"interval {figures['interval']:.0f} of {self.config.sampling.steps}")
+            parts.append(f"reward {figures['reward/mean']:.3f}")
+            parts.append(f"clipped {figures.get('policy/clip_fraction', 0):.0%}")
+        shown = {k: v for k, v in evaluated.items() if k.startswith("eval/")}
+        parts += [f"{k.removeprefix('eval/')} {v:.3f}" for k, v in shown.items()]
+        self.line(" · ".join(parts))
+
+    # --- evaluations ---------------------------------------------------------------------------
+
+    def _evaluate(self, crew: Crew, state: RunState) -> tuple[dict[str, float], list[str]]:
+        """Evaluate the current policy: figures, and the files of the preview pictures."""
+        config = self.config.evaluation
+        whole = state.stage in (0, self.config.curriculum.stages)
+        count = max(config.final_images, config.images) if whole else config.images
+        entry: dict[str, Any] = {"step": state.stage, "whole": whole, "sets": {}}
+        figures: dict[str, float] = {}
+        images: list[str] = []
+        for which, (name, prompts) in enumerate(self.prompts.evaluated().items()):
+            if not whole and name != "train":
+                continue
+            with self.bar(f"evaluating {count} pictures of the {name} set", count):
+                found = crew.evaluate(prompts, which, count, self.advance)
+            entry["sets"][name] = _means(found, count)
+            # The same seeds at every evaluation, so that the series compares like with like.
+            series = _means(found, config.images)
+            figures |= {f"eval/{name}/{k}": series[k] for k in found.scores}
+            if name == "train":
+                entry["series"] = series
+                figures |= {f"heldout/{r.name}": series[r.name] for r in config.heldout_rewards}
+                figures |= {"diversity/pairwise": found.pairwise, "diversity/vendi": found.vendi}
+            images += self._keep_pictures(name, prompts, state.stage, found)
+        state.evaluations = [*state.evaluations, entry]
+        return {k: v for k, v in figures.items() if math.isfinite(v)}, images
+
+    def _keep_pictures(
+        self, name: str, prompts: tuple[str, ...], step: int, found: Evaluated
+    ) -> list[str]:
+        count = min(self.config.evaluation.previews, found.scores["reward"].size)
+        if count == 0:
+            return []
+        pictures = np.concatenate([ray.get(ref) for ref in found.pictures])[:count]
+        folder = self.folder.pictures / f"step-{step:05d}"
+        save_png(strip(pictures), folder / f"{name}_strip.png")
+        texts = [prompts[i % len(prompts)] for i in range(count)]
+        page = folder / f"preview_{name}.png"
+        save_png(sheet(texts, [(f"stage {step}", pictures)]), page)
+        return [str(page.relative_to(self.folder.path))]
+
+    def _before_after(self, name: str, prompts: tuple[str, ...]) -> str | None:
+        strips = [
+            self.folder.pictures / f"step-{e['step']:05d}" / f"{name}_strip.png"
+            for e in (self.state.evaluations[0], self.state.evaluations[-1])
+        ]
+        if not all(s.exists() for s in strips):
+            return None
+        count = min(self.config.evaluation.previews, self.config.evaluation.final_images)
+        texts = [prompts[i % len(prompts)] for i in range(count)]
+        before, after = (cut(s, count) for s in strips)
+        file = self.folder.pictures / f"before_after_{name}.png"
+        save_png(sheet(texts, [("before", before), ("after", after)]), file)
+        return str(file)
+
+    def _summary(self, files: dict[str, str]) -> dict[str, Any]:
+        first, last = self.state.evaluations[0]["sets"], self.state.evaluations[-1]["sets"]
+
+        def pair(which: str, name: str) -> dict[str, float]:
+            return {"before": first[which][name], "after": last[which][name]}
+
+        rewards = (*self.config.rewards, *self.config.evaluation.heldout_rewards)
+        counters = self.state.counters
+        summary: dict[str, Any] = {
+            "name": self.config.name,
+            "seed": self.config.seed,
+            "stages": self.state.stage,
+            "reward": pair("train", "reward"),
+            **{r.name: {which: pair(which, r.name) for which in first} for r in rewards},
+            "diversity": {name: pair("train", name) for name in ("pairwise", "vendi")},
+            "reward_queries": int(counters.get("cost/reward_queries", 0)),
+            "unet_evals": int(counters.get("cost/unet_evals", 0)),
+            "seconds": round(counters["seconds"], 1),
+            "evaluations": [{"step": e["step"], **e["series"]} for e in self.state.evaluations],
+            "files": files,
+        }
+        return summary
+
+
+def _means(found: Evaluated, count: int) -> dict[str, float]:
+    means = {name: found.mean(name, count) for name in found.scores}
+    return {**means, "pairwise": found.pairwise, "vendi": found.vendi}

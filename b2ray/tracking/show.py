@@ -1,0 +1,139 @@
+"""What a person sees: progress, the closing table, picture grids."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+# The layout of a sheet, in pixels; pictures smaller than a cell are enlarged to be seen.
+MARGIN, GAP, TITLE, LABEL, MIN_CELL = 4, 24, 26, 160, 96
+ROWS, COLUMNS = 8, 4
+
+
+class Progress:
+    """A bar of stages with a bar of the work in hand below it; lines where there is no terminal."""
+
+    def __init__(self, stages: int, done: int) -> None:
+        self._live = sys.stderr.isatty()
+        self._stages = tqdm(
+            total=stages, initial=done, desc="stages", unit="stage", disable=not self._live
+        )
+
+    @contextlib.contextmanager
+    def bar(self, what: str, total: int, unit: str) -> Iterator[Callable[[int], Any]]:
+        """A bar for one phase; yields the function that moves it."""
+        # In a log file a bar is a line now and then, and none for what is quick.
+        interval = 0.1 if self._live else 30.0
+        with tqdm(
+            total=total,
+            desc=what,
+            unit=unit,
+            position=1 if self._live else 0,
+            leave=False,
+            mininterval=interval,
+            maxinterval=interval,
+            delay=0.0 if self._live else interval,
+        ) as bar:
+            yield bar.update
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        tqdm.write(text, file=sys.stderr)
+
+    def stage_done(self) -> None:
+        self._stages.update()
+
+    def close(self) -> None:
+        self._stages.close()
+
+
+def sheet(prompts: Sequence[str], blocks: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
+    """Pictures to compare: a row a prompt, a block of columns a title.
+
+    Args:
+        prompts: the prompt of each of N pictures.
+        blocks: (title, uint8 pictures of shape (N, height, width, 3)) of the same seeds.
+    """
+    by_prompt: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_prompt.setdefault(prompt, []).append(i)
+    rows = list(by_prompt.items())[:ROWS]
+    columns = min(COLUMNS, max(len(found) for _, found in rows))
+    height, width = blocks[0][1].shape[1:3]
+    scale = max(1, round(MIN_CELL / min(height, width)))
+    cell_w, cell_h = width * scale + MARGIN, height * scale + MARGIN
+    block_w = columns * cell_w + GAP
+    page = Image.new("RGB", (LABEL + len(blocks) * block_w, TITLE + len(rows) * cell_h), "white")
+    draw = ImageDraw.Draw(page)
+    font = ImageFont.load_default(size=14)
+    for b, (title, pictures) in enumerate(blocks):
+        left = LABEL + b * block_w
+        draw.text((left, MARGIN), title, "black", font)
+        for r, (prompt, found) in enumerate(rows):
+            top = TITLE + r * cell_h
+            if b == 0:
+                text = textwrap.fill(prompt, 20, max_lines=5)
+                draw.multiline_text((MARGIN, top), text, "black", font)
+            for c, i in enumerate(found[:columns]):
+                image = Image.fromarray(pictures[i]).resize(
+                    (width * scale, height * scale), Image.Resampling.NEAREST
+                )
+                page.paste(image, (left + c * cell_w, top))
+    return page
+
+
+def strip(pictures: np.ndarray) -> Image.Image:
+    """Pictures (N, height, width, 3) side by side, nothing lost; `cut` is the inverse."""
+    return Image.fromarray(np.concatenate(list(pictures), axis=1))
+
+
+def cut(file: Path, count: int) -> np.ndarray:
+    """The pictures of a `strip`."""
+    with Image.open(file) as image:
+        return np.stack(np.split(np.asarray(image.convert("RGB")), count, axis=1))
+
+
+def save_png(image: Image.Image, file: Path) -> None:
+    """Write a picture beside and move it into place."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    image.save(part, format="PNG")
+    part.replace(file)
+
+
+def closing_table(summary: dict[str, Any]) -> None:
+    """The short table at the end of a run."""
+    table = Table(title=f"{summary['name']}: before and after", title_justify="left")
+    for column, justify in (("", "left"), ("before", "right"), ("after", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    table.add_row("reward, training prompts", *_pair(summary["reward"], "{:.3f}"))
+    for name, sets in summary.items():
+        if not isinstance(sets, dict) or "train" not in sets:
+            continue
+        for which, label in (("train", "training prompts"), ("heldout", "unseen prompts")):
+            if which in sets:
+                table.add_row(f"{name}, {label}", *_pair(sets[which], "{:.3f}"))
+    for name, pair in summary["diversity"].items():
+        table.add_row(f"diversity ({name})", *_pair(pair, "{:.3f}"))
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{summary['reward_queries']:,} reward queries, {summary['unet_evals']:,} UNet evaluations,"
+        f" {summary['seconds']:.0f} s"
+    )
+    for what, where in summary["files"].items():
+        console.print(f"{what:9} {where}", soft_wrap=True, highlight=False)
+
+
+def _pair(pair: dict[str, float], form: str) -> tuple[str, str]:
+    return form.format(pair["before"]), form.format(pair["after"])

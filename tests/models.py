@@ -1,0 +1,145 @@
+"""Small models of the real classes, with random weights, for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+)
+
+from b2ray.shapes.build.words import make_tokenizer
+
+PROMPTS = [
+    "a red circle above a blue square",
+    "a green circle above a red square",
+    "a blue circle below a red square",
+]
+
+
+def tokenizer() -> CLIPTokenizer:
+    return make_tokenizer()
+
+
+def text_config() -> CLIPTextConfig:
+    tokens = tokenizer()
+    return CLIPTextConfig(
+        vocab_size=len(tokens),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=tokens.model_max_length,
+        projection_dim=16,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+    )
+
+
+def pipeline(seed: int = 0, **scheduler: object) -> StableDiffusionPipeline:
+    """A Stable Diffusion pipeline for 16 × 16 pictures on 8 × 8 latents."""
+    torch.manual_seed(seed)
+    settings = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        **scheduler,
+    }
+    return StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=4,
+            layers_per_block=1,
+        ),
+        text_encoder=CLIPTextModel(text_config()),
+        tokenizer=tokenizer(),
+        unet=UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            cross_attention_dim=16,
+            attention_head_dim=2,
+            norm_num_groups=4,
+        ),
+        scheduler=DDIMScheduler(**settings),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def clip(seed: int = 0) -> tuple[CLIPModel, CLIPProcessor]:
+    """A CLIP model for 16 × 16 pictures."""
+    torch.manual_seed(seed)
+    vision = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+        projection_dim=16,
+    )
+    config = CLIPConfig(
+        text_config=text_config().to_dict(), vision_config=vision.to_dict(), projection_dim=16
+    )
+    images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    return CLIPModel(config), CLIPProcessor(images, tokenizer())
+
+
+def save_all(folder: Path) -> None:
+    """`base`, `reward` and `prompts.txt` in a folder."""
+    pipeline().save_pretrained(folder / "base")
+    model, processor = clip()
+    model.save_pretrained(folder / "reward")
+    processor.save_pretrained(folder / "reward")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
+
+
+def arguments(models: Path, runs: Path, name: str, **over: object) -> list[str]:
+    """A command line for a run of seconds on these models."""
+    values: dict[str, object] = {
+        "runs": runs,
+        "name": name,
+        "model.path": models / "base",
+        "prompts.train": models / "prompts.txt",
+        "prompts.heldout": models / "prompts.txt",
+        "sampling.steps": 4,
+        "sampling.guidance": 2.0,
+        "curriculum.stages": 3,
+        "curriculum.start": 2,
+        "branching.images": 12,
+        "branching.branches": 3,
+        "branching.unit_groups": 2,
+        "branching.branch_batch": 4,
+        "learner.batch": 4,
+        "learner.microbatch": 8,
+        "learner.lr": 1e-3,
+        "evaluation.every": 2,
+        "evaluation.images": 6,
+        "evaluation.final_images": 6,
+        "evaluation.batch": 4,
+        "evaluation.previews": 3,
+        "evaluation.heldout_rewards": "[]",
+        "rewards": f'[{{"name":"clip","kind":"clip","path":"{models / "reward"}"}}]',
+        **{k.replace("__", "."): v for k, v in over.items()},
+    }
+    return [f"--{k}={v}" for k, v in values.items()]

@@ -1,0 +1,123 @@
+"""Killed, stopped and misled runs: the result is the same, or the reason is said."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from tests.ray.conftest import Runner, kill_when, when
+
+
+def _history(runner: Runner, name: str) -> list[tuple[str, int, float]]:
+    """What MLflow shows of a run, but for what depends on the clock or on luck."""
+    notes = json.loads((runner.runs / name / "mlflow.json").read_text())
+    client = mlflow.MlflowClient(f"sqlite:///{runner.runs / 'mlflow.db'}")
+    steady = ("reward/", "policy/", "branch/", "cost/", "eval/", "diversity/", "interval")
+    return [
+        (key, m.step, m.value)
+        for key in sorted(client.get_run(notes["run_id"]).data.metrics)
+        if key.startswith(steady)
+        for m in client.get_metric_history(notes["run_id"], key)
+    ]
+
+
+def _mlflow_runs(runner: Runner, name: str) -> int:
+    client = mlflow.MlflowClient(f"sqlite:///{runner.runs / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("b2ray")
+    assert experiment is not None
+    return sum(r.info.run_name == name for r in client.search_runs([experiment.experiment_id]))
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        # How many lines metrics.jsonl has at each kill: before the first evaluation is committed,
+        # in the middle of a stage, and while the last stage is evaluated and the run ends.
+        pytest.param([0], id="before the first commit"),
+        pytest.param([1, 2], id="in two stages"),
+        pytest.param([4], id="after the last stage"),
+    ],
+)
+def test_a_killed_run_resumes_to_the_same_bytes_and_the_same_mlflow_run(
+    runner: Runner, undisturbed: str, kills: list[int]
+) -> None:
+    name = "killed" + "".join(map(str, kills))
+    moment = random.Random(str(kills))
+    for lines in kills:
+        process = runner.process(name)
+        folder = runner.runs / name
+        when(lambda n=lines, f=folder: f.exists() and runner.lines(name) >= n)  # type: ignore[misc]
+        time.sleep(moment.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+    resumed = runner.process(name, "--resume")
+    out, _ = resumed.communicate(timeout=200)
+    assert resumed.returncode == 0, out
+    assert runner.lora(name) == runner.lora(undisturbed)
+    assert _history(runner, name) == _history(runner, undisturbed)
+    assert _mlflow_runs(runner, name) == 1
+
+
+def test_sigterm_stops_resumably(runner: Runner, undisturbed: str) -> None:
+    process = runner.process("stopped")
+    when(lambda: runner.lines("stopped") >= 2)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, out
+    assert "--name=stopped --resume" in out
+    # With --name and --resume alone: the run knows its own configuration.
+    assert runner.here("stopped", "--resume") == 0
+    assert runner.lora("stopped") == runner.lora(undisturbed)
+
+
+@pytest.mark.parametrize("role", ["Sampler", "Scorer", "Learner"])
+def test_a_killed_actor_is_replaced_and_changes_nothing(
+    runner: Runner, undisturbed: str, role: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"without-{role}"
+    killer = kill_when(lambda: runner.lines(name) >= 2, lambda: runner.cluster.workers(role))
+    assert runner.here(name) == 0
+    killer.join()
+    assert f"{role.lower()} " in capsys.readouterr().err
+    assert runner.lora(name) == runner.lora(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("NotANumber", "returned nan"), ("TooMany", "shape (5,)"), ("Constant", "for all 12")],
+)
+def test_a_bad_reward_is_named(
+    runner: Runner, kind: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = json.dumps([{"name": "mine", "kind": f"tests.ray.rewards:{kind}"}])
+    name = f"bad-{kind}"
+    assert runner.here(name, rewards=spec) == 3
+    message = capsys.readouterr().err
+    assert "reward 'mine'" in message and words in message
+    assert (runner.runs / name / "failure.log").exists()
+
+
+def test_your_own_reward_is_trained_on(runner: Runner) -> None:
+    spec = json.dumps([{"name": "bright", "kind": "tests.ray.rewards:Brightness"}])
+    assert runner.here("own", rewards=spec, curriculum__stages=1) == 0
+    summary = json.loads((runner.runs / "own" / "summary.json").read_text())
+    assert summary["reward"] == summary["bright"]["train"]
+
+
+def test_another_configuration_does_not_touch_a_run(
+    runner: Runner, undisturbed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = _contents(runner.runs / undisturbed)
+    assert runner.here(undisturbed, seed=1) == 2
+    assert "seed was 0, is 1" in capsys.readouterr().err
+    assert _contents(runner.runs / undisturbed) == before
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -1,0 +1,100 @@
+"""A whole run on Ray: what it leaves behind, and that its size does not matter."""
+
+from __future__ import annotations
+
+import json
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+from b2ray.diffusion.lora_file import load
+from tests.models import PROMPTS, pipeline
+from tests.ray.conftest import Runner
+
+
+def test_the_summary_holds_what_scripts_rely_on(runner: Runner, undisturbed: str) -> None:
+    summary = json.loads((runner.runs / undisturbed / "summary.json").read_text())
+    assert summary["reward"].keys() == {"before", "after"}
+    assert summary["clip"].keys() == {"train", "heldout"}
+    assert summary["clip"]["heldout"].keys() == {"before", "after"}
+    assert summary["reward_queries"] == 3 * 12
+    # T = 4, four groups of three, intervals 2, 3, 4: prefixes, branches, two passes of learning.
+    metrics = [json.loads(line) for line in _lines(runner, undisturbed)]
+    sampled = sum(4 * (4 - n) + 12 * n for n in (2, 3, 4))
+    learnt = 2 * sum(
+        n * (b["cost/trained_leaves"] - a.get("cost/trained_leaves", 0))
+        for n, a, b in zip((2, 3, 4), metrics, metrics[1:], strict=False)
+    )
+    assert summary["unet_evals"] == sampled + learnt
+    assert summary["seconds"] > 0
+
+
+def test_every_stage_reports_its_figures(runner: Runner, undisturbed: str) -> None:
+    lines = [json.loads(line) for line in _lines(runner, undisturbed)]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    for name in (
+        *("reward/mean", "reward/clip", "branch/within_std", "branch/between_std"),
+        *("branch/pair_rate", "policy/ratio_drift", "policy/clip_fraction", "policy/approx_kl"),
+        *("policy/grad_norm", "cost/reward_queries", "cost/unet_evals", "time/sample"),
+        *("time/update", "time/sync", "throughput/images_per_second", "fleet/ready"),
+    ):
+        assert all(name in line for line in lines[1:]), name
+    assert [line["interval"] for line in lines[1:]] == [2, 3, 4]
+    assert "diversity/vendi" in lines[0] and "diversity/vendi" in lines[3]
+    assert all(line["policy/ratio_drift"] < 1e-5 for line in lines[1:])
+
+
+def test_the_policy_changed_and_diffusers_loads_it(runner: Runner, undisturbed: str) -> None:
+    folder = runner.runs / undisturbed / "lora"
+    state = load(folder / "pytorch_lora_weights.safetensors")
+    assert all(np.abs(v).max() > 0 for k, v in state.items() if "lora_B" in k)
+    pipe = pipeline()
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw() -> np.ndarray:
+        generator = torch.Generator().manual_seed(0)
+        return pipe(PROMPTS[0], num_inference_steps=4, generator=generator, output_type="np").images
+
+    before = draw()
+    pipe.load_lora_weights(folder)
+    assert np.abs(draw() - before).max() > 0
+
+
+def test_mlflow_has_the_run(runner: Runner, undisturbed: str) -> None:
+    notes = json.loads((runner.runs / undisturbed / "mlflow.json").read_text())
+    client = mlflow.MlflowClient(f"sqlite:///{runner.runs / 'mlflow.db'}")
+    run = client.get_run(notes["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["branching.branches"] == "3"
+    assert run.data.metrics["cost/reward_queries"] == 36
+    history = client.get_metric_history(notes["run_id"], "reward/mean")
+    assert [m.step for m in history] == [1, 2, 3]
+    images = [a.path for a in client.list_artifacts(notes["run_id"], "images")]
+    for step in (0, 2, 3):
+        pictures = [p for p in images if f"preview_train+step+{step}+" in p and "webp" not in p]
+        assert len(pictures) == 1, images
+    assert len(run.outputs.model_outputs) == 1
+
+
+@pytest.mark.parametrize("samplers", [1, 3])
+def test_the_number_of_samplers_does_not_change_a_byte(
+    runner: Runner, undisturbed: str, samplers: int
+) -> None:
+    name = f"samplers{samplers}"
+    assert runner.here(name, fleet__samplers__count=samplers) == 0
+    assert runner.lora(name) == runner.lora(undisturbed)
+
+
+def test_a_finished_run_shows_its_summary_again(
+    runner: Runner, undisturbed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = _lines(runner, undisturbed)
+    assert runner.here(undisturbed) == 0
+    assert "is finished" in capsys.readouterr().err
+    assert _lines(runner, undisturbed) == before
+
+
+def _lines(runner: Runner, name: str) -> list[str]:
+    return (runner.runs / name / "metrics.jsonl").read_text().splitlines()

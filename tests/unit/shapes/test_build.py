@@ -1,0 +1,65 @@
+"""The builder, at a few thousandths of its size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from b2ray.shapes.build.__main__ import STAGES, main
+from b2ray.shapes.build.common import replacing
+from b2ray.shapes.build.evaluate import area_under_curve
+
+
+@pytest.mark.slow
+def test_a_tiny_build_leaves_folders_that_load(tmp_path):
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPModel, CLIPProcessor
+
+    assert main(["--out", str(tmp_path), "--scale", "0.002"]) == 0
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "base")
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(
+        ["a red circle above a blue square"],
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+    ).images
+    assert images.shape == (1, 32, 32, 3)
+    CLIPModel.from_pretrained(tmp_path / "reward")
+    CLIPProcessor.from_pretrained(tmp_path / "reward")
+    assert "Measured" in (tmp_path / "README.md").read_text()
+    assert len((tmp_path / "prompts" / "heldout.txt").read_text().splitlines()) == 64
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_an_unknown_stage_is_refused(capsys):
+    assert main(["--only", "vea"]) == 2
+    assert "Unknown stage 'vea'" in capsys.readouterr().err
+
+
+def test_stages_come_after_those_they_need():
+    names = list(STAGES)
+    assert all(names.index(n) < names.index(s) for s, needs in STAGES.items() for n in needs)
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "model"
+    with replacing(target) as folder:
+        (folder / "a").write_text("1")
+    with pytest.raises(RuntimeError), replacing(target) as folder:
+        (folder / "b").write_text("2")
+        raise RuntimeError
+    assert [p.name for p in target.iterdir()] == ["a"]
+    with replacing(target) as folder:
+        (folder / "b").write_text("2")
+    assert [p.name for p in target.iterdir()] == ["b"]
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_area_under_the_curve_counts_ties_half():
+    import numpy as np
+
+    right = np.array([1.0, 1.0, 0.0, 0.0])
+    assert area_under_curve(np.array([3.0, 2.0, 1.0, 0.0]), right) == 1.0
+    assert area_under_curve(np.array([1.0, 1.0, 1.0, 1.0]), right) == 0.5
+    assert area_under_curve(np.array([1.0, 3.0, 2.0, 0.0]), right) == 0.75
