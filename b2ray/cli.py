@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from b2ray.errors import EXIT_CONFIG, EXIT_DONE
@@ -19,6 +20,8 @@ def main() -> int:
     if words[:1] == ["run"]:
         from b2ray.run import main as run
 
+        # As with `python -m`: your own reward is found in the working directory.
+        sys.path.insert(0, os.getcwd())
         return run(words[1:])
     if words[:2] == ["shapes", "build"]:
         from b2ray.shapes.build.__main__ import main as build

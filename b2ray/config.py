@@ -132,6 +132,9 @@ class Objective(Section):
     """Clip range in nats of a whole step's log-likelihood. Divided by the number of latent elements
     it is the usual range: 1.6384 is DDPO's 1e-4 on Stable Diffusion's 16 384 elements, and the
     same joint range on a model of any other size."""
+    step_weights: Literal["none", "inverse_gradient"] = "none"
+    """Weigh the steps of a trajectory alike, or by the inverse of how strongly a step's density
+    depends on the predicted noise: the last steps otherwise drown out the early ones."""
 
 
 class Learner(Section):
@@ -344,7 +347,7 @@ class Config(BaseSettings):
         if twice:
             return f"reward name {twice!r} is used twice: names must differ in logs"
         # The summary has one entry per held-out reward beside these.
-        taken = {"total", *SUMMARY_WORDS}
+        taken = {"mean", "pairwise", "vendi", "step", *SUMMARY_WORDS}
         clash = next((n for n in names if n in taken), None)
         return f"reward name {clash!r} is a word of the summary: choose another" if clash else None
 

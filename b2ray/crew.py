@@ -124,12 +124,15 @@ class Crew:
         means["reward/mean"] = self.total_reward(rollout)
         return {name: float(table.mean()) for name, table in means.items()}
 
-    def fleet_figures(self) -> dict[str, float]:
-        """How the fleet is."""
+    def fleet_figures(self, images_per_second: float) -> dict[str, float]:
+        """How the fleet is, and how fast per GPU: an overlap that needs one more may not pay."""
+        gpus = sum(count * each for _, count, _, each in shapes(self.config.fleet))
+        per_gpu = {"throughput/images_per_second_per_gpu": images_per_second / gpus} if gpus else {}
         return {
+            **per_gpu,
+            "throughput/images_per_second": images_per_second,
             "fleet/ready": float(len(self.dispatcher.ready("sampler"))),
             "fleet/replaced": float(self.dispatcher.replaced),
-            "fleet/lag": 0.0,
         }
 
     def close(self) -> None:

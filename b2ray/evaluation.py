@@ -21,20 +21,28 @@ class Evaluated:
     Attributes:
         scores: by reward, float64, shape (N,), in the order of the pictures; `reward` is the
             weighted sum that is trained on.
-        pairwise: mean within-prompt 1 - cosine of image embeddings; 0 means all alike.
-        vendi: mean within-prompt Vendi score, the effective number of different pictures.
+        prompts: the prompt of each picture.
+        vectors: unit embeddings, shape (N, D); None if no reward has them.
         pictures: refs of the first calls' pictures, in order.
     """
 
     scores: dict[str, np.ndarray]
-    pairwise: float
-    vendi: float
+    prompts: list[str]
+    vectors: np.ndarray | None
     pictures: list[Any]
-    unet_evals: int
 
-    def mean(self, name: str, count: int | None = None) -> float:
-        """Mean of the first `count` pictures' scores."""
-        return float(self.scores[name][:count].mean())
+    def means(self, count: int) -> dict[str, float]:
+        """Mean scores and the diversity of the first `count` pictures, by name.
+
+        Diversity is left out where no prompt has two pictures. It depends on how many pictures a
+        prompt has: compare only figures of the same count.
+        """
+        means = {name: float(values[:count].mean()) for name, values in self.scores.items()}
+        if self.vectors is not None:
+            pairwise, vendi = diversity(self.vectors[:count], self.prompts[:count])
+            if not np.isnan(pairwise):
+                means |= {"pairwise": pairwise, "vendi": vendi}
+        return means
 
 
 def evaluation_units(
@@ -86,23 +94,15 @@ def evaluate(
     run_plan(plan)
     scores = {name: plan.reward_table(name)[:, 0] for name in names}
     scores["reward"] = total_reward(config, scores)
-    pairwise = vendi = float("nan")
-    if plan.embeddings:
-        vectors = np.stack([plan.embeddings[key] for key in sorted(plan.embeddings)])
-        pairwise, vendi = diversity(vectors, [units_prompt(units, i) for i in range(count)])
+    found = [plan.embeddings[key] for key in sorted(plan.embeddings)]
     pictures = [plan.pictures[key] for key in sorted(plan.pictures)]
-    return Evaluated(scores, pairwise, vendi, pictures, plan.unet_evals)
+    texts = [group.prompt for unit in units for group in unit.groups]
+    return Evaluated(scores, texts, np.stack(found) if found else None, pictures)
 
 
 def total_reward(config: Config, scores: dict[str, np.ndarray]) -> np.ndarray:
     """The weighted sum that is trained on."""
     return np.sum([r.weight * scores[r.name] for r in config.rewards], axis=0)
-
-
-def units_prompt(units: Sequence[WorkUnit], picture: int) -> str:
-    """The prompt of a picture of `evaluation_units`."""
-    size = len(units[0].groups)
-    return units[picture // size].groups[picture % size].prompt
 
 
 def diversity(vectors: np.ndarray, prompts: Sequence[str]) -> tuple[float, float]:

@@ -63,14 +63,16 @@ def parse(argv: Sequence[str]) -> Options:
     flags, rest = parser.parse_known_args([a for a in argv if a not in ("-h", "--help")])
     given = _command_line(rest, parser if asks_help else None)
     base = _base(flags.config, flags.resume, given)
-    merged = merge(_with_preset(base), _with_preset(given))
+    merged = merge(base if "preset" in given else _with_preset(base), _with_preset(given))
     return Options(validated(merged), flags.resume, flags.print_config)
 
 
 def validated(values: Mapping[str, Any]) -> Config:
     """A `Config` from plain values, or `ConfigError` naming the first wrong field."""
-    if "preset" not in values:
-        values = _with_preset({"preset": Config.model_fields["preset"].default} | dict(values))
+    values = _with_preset({"preset": Config.model_fields["preset"].default, **values})
+    for key, value in values.items():
+        if key not in Config.model_fields:
+            raise ConfigError(f"{key} is not a field (value {value!r}): --help lists all")
     try:
         return Config(**values)
     except ValidationError as error:
@@ -114,12 +116,16 @@ def _base(config: str | None, resume: bool, given: Mapping[str, Any]) -> dict[st
         if "name" not in given:
             raise ConfigError("--resume needs --name=NAME, the run to go on with, or --config FILE")
         saved = Path(str(given.get("runs", "runs"))) / str(given["name"]) / "config.yaml"
-        if saved.exists():
-            return read_yaml(saved)
+        if not saved.exists():
+            raise ConfigError(
+                f"--resume: {saved.parent} has no run; check --name and --runs, or start one with "
+                "--config"
+            )
+        return read_yaml(saved)
     path = find(config or QUICKSTART)
     if path is None or not path.is_file():
         raise ConfigError(f"--config {config or QUICKSTART}: there is no such file")
-    return merge({"preset": Config.model_fields["preset"].default}, read_yaml(path))
+    return read_yaml(path)
 
 
 def _command_line(argv: Sequence[str], help_for: argparse.ArgumentParser | None) -> dict[str, Any]:
@@ -131,7 +137,8 @@ def _command_line(argv: Sequence[str], help_for: argparse.ArgumentParser | None)
                 prog="python -m b2ray.run",
                 usage="%(prog)s [--config FILE] [--resume] [--section.field=value ...]",
                 parents=[help_for] if help_for else [],
-                description=Config.__doc__,
+                description=f"{Config.__doc__} The defaults shown are b2ray's own; the preset's, "
+                "the file's and the command line's values go over them, in this order.",
                 allow_abbrev=False,
             ),
             cli_parse_args=["--help"] if help_for else list(argv),
@@ -150,11 +157,10 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
-    more = f" ({error.error_count() - 1} more such problems)" if error.error_count() > 1 else ""
     if first["type"] == "value_error":
-        return f"{message}{more}"
+        return f"{message}"
     if first["type"] == "missing":
-        return f"{field} is missing: set it in the file or with --{field}=…{more}"
+        return f"{field} is missing: set it in the file or with --{field}=…"
     if first["type"] == "extra_forbidden":
-        return f"{field} is not a field (value {first['input']!r}): --help lists all{more}"
-    return f"{field} is {first['input']!r}: {message[0].lower()}{message[1:]}{more}"
+        return f"{field} is not a field (value {first['input']!r}): --help lists all"
+    return f"{field} is {first['input']!r}: {message[0].lower()}{message[1:]}"

@@ -51,6 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"b2ray: {error}", file=sys.stderr)
         return EXIT_CONFIG
+    except OSError as error:  # a disk that is full, a folder that is read-only
+        print(
+            f"b2ray: {error.filename or 'the disk'} cannot be used: {error.strerror}; the last "
+            "committed stage stands, make room and resume",
+            file=sys.stderr,
+        )
+        return EXIT_CONFIG
 
 
 def _run(config: Config, prompts: PromptSets, folder: RunFolder) -> int:
@@ -168,12 +175,11 @@ class Run:
             **spread(rewards, chosen),
             **update.figures,
             **crew.reward_figures(rollout),
-            **crew.fleet_figures(),
+            **crew.fleet_figures(rewards.size / (sampled - began)),
             "interval": float(n),
             "time/sample": sampled - began,
             "time/update": updated - sampled,
             "time/sync": time.perf_counter() - updated,
-            "throughput/images_per_second": rewards.size / (sampled - began),
         }
         costs = {
             "cost/reward_queries": float(rewards.size),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import (
@@ -17,6 +18,11 @@ from transformers import (
     CLIPVisionConfig,
 )
 
+from b2ray.config import Config
+from b2ray.diffusion.noise import INITIAL, PREFIX, Domain, normal
+from b2ray.diffusion.policy import Policy
+from b2ray.diffusion.trajectory import Selected, Trajectory, to_wire
+from b2ray.options import parse
 from b2ray.shapes.build.words import make_tokenizer
 
 PROMPTS = [
@@ -143,3 +149,35 @@ def arguments(models: Path, runs: Path, name: str, **over: object) -> list[str]:
         **{k.replace("__", "."): v for k, v in over.items()},
     }
     return [f"--{k}={v}" for k, v in values.items()]
+
+
+def config(models: Path, **over: object) -> Config:
+    """The configuration of such a run; `section__field=value`."""
+    return parse(arguments(models, models / "runs", "test", **over)).config
+
+
+def rollout(policy: Policy, prompts: list[str], interval: int, stage: int = 0) -> list[Trajectory]:
+    """One branch a prompt from noise to image, and its interval as a sampler records it."""
+    leaves = [(group, PREFIX + 1) for group in range(len(prompts))]
+
+    def noise(step: int) -> np.ndarray:
+        return normal(0, Domain.TRAIN, stage, leaves, step + 1, policy.latent_shape)
+
+    fork = policy.schedule.steps - interval
+    x = torch.from_numpy(noise(INITIAL - 1))
+    x = policy.denoise(x, prompts, 0, fork, noise).latents[:, -1]
+    branches = policy.denoise(x, prompts, fork, policy.schedule.steps, noise)
+    return [
+        Trajectory(to_wire(latents), log_probs.numpy(), 0)
+        for latents, log_probs in zip(branches.latents, branches.log_probs, strict=True)
+    ]
+
+
+def selection(
+    trajectories: list[Trajectory], prompts: list[str], advantages: list[float]
+) -> list[Selected]:
+    """Trajectories as the learner gets them."""
+    return [
+        Selected(prompt, advantage, lambda t=trajectory: t)
+        for trajectory, prompt, advantage in zip(trajectories, prompts, advantages, strict=True)
+    ]

@@ -67,10 +67,13 @@ class Learner(Worker):
         """
         began, evals = time.perf_counter(), self.policy.unet_evals
 
+        lags: list[int] = []
+
         def fetcher(ref: Any) -> Any:
             def fetch() -> Trajectory:
                 trajectory = ray.get(ref)
                 lag = self.version - trajectory.version
+                lags.append(lag)
                 if not 0 <= lag <= max_lag:
                     raise ValueError(
                         f"a trajectory of policy version {trajectory.version} reached the learner "
@@ -82,6 +85,7 @@ class Learner(Worker):
 
         items = [Selected(prompt, advantage, fetcher(ref)) for prompt, advantage, ref in selected]
         figures = self.updater.update(stage, interval, items)
+        figures["fleet/lag"] = float(sum(lags) / max(1, len(lags)))
         self.version += 1
         weights = self.policy.lora_state()
         receipt = self.receipt(

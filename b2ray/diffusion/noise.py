@@ -25,11 +25,13 @@ class Domain(IntEnum):
     ORDER = 3
 
 
-def generator(seed: int, domain: Domain, stage: int, *words: int) -> np.random.Generator:
-    """A generator for the draw named by (seed, domain, stage, words); at most three words."""
-    counter = [0, *words, 0, 0, 0][:4]
+def generator(
+    seed: int, domain: Domain, stage: int, step: int = 0, branch: int = 0, group: int = 0
+) -> np.random.Generator:
+    """A generator for the draw that the numbers name together."""
     key = np.array([seed, (stage << 8) | int(domain)], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=np.array(counter, np.uint64)))
+    counter = np.array([0, step, branch, group], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def normal(

@@ -49,9 +49,10 @@ class Policy:
         self.guidance = config.sampling.guidance
         pipeline = load_pipeline(config.model.path, self.dtype)
         self.pipeline = pipeline.to(device)
-        for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        for module in (pipeline.vae, pipeline.text_encoder):
             module.requires_grad_(False).eval()
         lora.add(pipeline.unet, config.model.lora, config.seed)
+        pipeline.unet.eval()
         table = Schedule.from_config(
             pipeline.scheduler.config, config.sampling.steps, config.sampling.eta
         )
@@ -71,7 +72,9 @@ class Policy:
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one latent."""
         unet = self.pipeline.unet.config
-        return unet.in_channels, unet.sample_size, unet.sample_size
+        size = unet.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return unet.in_channels, height, width
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
         """The prompts that the tokenizer cuts off."""
@@ -158,7 +161,7 @@ def load_pipeline(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             str(local or path),
-            torch_dtype=dtype,
+            dtype=dtype,
             safety_checker=None,
             requires_safety_checker=False,
             use_safetensors=True,

@@ -69,6 +69,11 @@ class Schedule:
             )
         scheduler.set_timesteps(steps)
         t = scheduler.timesteps
+        if t.max() >= conf.num_train_timesteps:
+            raise ConfigError(
+                f"sampling.steps is {steps}: with the scheduler's steps_offset the first "
+                "timestep is beyond the model's table; use fewer"
+            )
         t_next = t - conf.num_train_timesteps // steps
         alpha = scheduler.alphas_cumprod[t]
         # Chosen on the unclamped index: only a step that really leaves the table ends at the image.
@@ -101,6 +106,16 @@ class Schedule:
     def trainable(self) -> tuple[bool, ...]:
         """For each step whether its density is wide enough to train."""
         return tuple((self.sigma >= MIN_SIGMA).tolist())
+
+    def noise_sensitivity(self) -> torch.Tensor:
+        """|d log p / d eps| of a step up to its own noise, |d mean / d eps| / sigma, shape (T,).
+
+        From equation 12 of the DDIM paper for an epsilon prediction; infinite where sigma is 0.
+        """
+        a, a_next = self.alpha, self.alpha_next
+        through_x0 = (a_next * (1 - a) / a).sqrt()
+        direct = (1 - a_next - self.sigma**2).clamp(min=0).sqrt()
+        return (direct - through_x0).abs() / self.sigma
 
     def predicted_image(
         self, i: torch.Tensor, x: torch.Tensor, output: torch.Tensor

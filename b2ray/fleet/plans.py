@@ -49,7 +49,6 @@ class Rollout:
         self.trajectories: dict[tuple[int, int], Any] = {}
         self.pictures: dict[tuple[int, int], Any] = {}
         self.unet_evals = 0
-        self.busy: dict[str, float] = defaultdict(float)
         self._prefixes: dict[int, Any] = {}
         self._maker: dict[int, int] = {}
         self._new: deque[WorkUnit] = deque(units)
@@ -84,7 +83,6 @@ class Rollout:
         assert call.unit is not None
         unit, (low, high) = call.unit, call.leaves
         self.unet_evals += receipt.unet_evals
-        self.busy[slot.role.name] += receipt.seconds
         if call.method == "denoise_prefix":
             self._prefixes[unit.index], self._maker[unit.index] = results[0], slot.index
             self._ranges.extend(self._waiting.pop(unit.index))

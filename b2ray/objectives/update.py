@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from b2ray.diffusion import lora
 from b2ray.diffusion.lora_file import State
 from b2ray.diffusion.noise import Domain, generator
 from b2ray.diffusion.policy import Policy
-from b2ray.diffusion.trajectory import Selected, from_wire
+from b2ray.diffusion.trajectory import Selected, Trajectory, from_wire
 from b2ray.objectives import OBJECTIVES
 
 MAX_SKIPPED = 3  # updates in a row with a gradient that is not finite, before giving up
@@ -52,6 +53,7 @@ class Updater:
         self.objective = OBJECTIVES[config.objective.kind]
         elements = math.prod(policy.latent_shape)
         self.clip = config.objective.clip_nats / elements
+        self.step_weights = _step_weights(policy, config)
         self.parameters = lora.parameters(policy.pipeline.unet)
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(),
@@ -71,6 +73,10 @@ class Updater:
                 non-finite.
         """
         meter = _Meter(self.policy.schedule.steps)
+        if not self._trained_steps(interval):
+            return meter.figures()
+        if self.config.learner.recompute_log_probs:
+            selected = self._rescored(interval, selected)
         parts = math.ceil(len(selected) / self.config.learner.batch)
         first = True
         for epoch in range(self.config.learner.passes):
@@ -79,17 +85,18 @@ class Updater:
             )
             for batch in np.array_split(order, parts) if parts else ():
                 pairs = self._pairs(interval, [selected[j] for j in sorted(batch)])
-                if self.config.learner.recompute_log_probs and epoch == 0:
-                    pairs = self._rescored(pairs)
                 self._optimizer_step(pairs, meter, check_drift=first)
                 first = False
         return meter.figures()
 
+    def _trained_steps(self, interval: int) -> list[int]:
+        """The interval's steps whose density is wide enough, counted from the fork."""
+        return [j for j, wide in enumerate(self.policy.schedule.trainable[-interval:]) if wide]
+
     def _pairs(self, interval: int, batch: Sequence[Selected]) -> _Pairs:
         """The batch's trainable steps, ordered by step, then by trajectory."""
         fork = self.policy.schedule.steps - interval
-        trainable = self.policy.schedule.trainable
-        steps = [j for j in range(interval) if trainable[fork + j]]
+        steps = self._trained_steps(interval)
         trajectories = [s.fetch() for s in batch]
         latents = torch.stack([from_wire(t.latents) for t in trajectories])
         old = torch.from_numpy(np.stack([t.log_probs for t in trajectories]))
@@ -105,15 +112,22 @@ class Updater:
         )
 
     @torch.no_grad()
-    def _rescored(self, pairs: _Pairs) -> _Pairs:
-        """The pairs with densities of the weights as they are, at the learner's batch shape."""
-        old = [
-            self.policy.log_prob(m.step, m.x, m.following, m.prompts)
-            for m in pairs.slices(self.config.learner.microbatch)
-        ]
-        return _Pairs(
-            pairs.step, pairs.x, pairs.following, torch.cat(old), pairs.advantage, pairs.prompts
-        )
+    def _rescored(self, interval: int, selected: Sequence[Selected]) -> list[Selected]:
+        """The selection with densities of the weights as they are, at the learner's batch shape."""
+        size, again = self.config.learner.batch, []
+        for low in range(0, len(selected), size):
+            batch = selected[low : low + size]
+            pairs = self._pairs(interval, batch)
+            found = [
+                self.policy.log_prob(m.step, m.x, m.following, m.prompts)
+                for m in pairs.slices(self.config.learner.microbatch)
+            ]
+            rows = torch.cat(found).reshape(-1, len(batch)).T.cpu().numpy()
+            again += [
+                replace(s, fetch=partial(_scored, s.fetch, self._trained_steps(interval), row))
+                for s, row in zip(batch, rows, strict=True)
+            ]
+        return again
 
     def _optimizer_step(self, pairs: _Pairs, meter: _Meter, check_drift: bool) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -123,7 +137,7 @@ class Updater:
             log_prob = self.policy.schedule.log_prob(micro.step, micro.x, output, micro.following)
             loss, clipped = self.objective(log_prob, micro.old, micro.advantage, self.clip)
             # The sum over the true count: batches and microbatches of any size weigh the same.
-            (loss.sum() / len(pairs.step)).backward()
+            ((loss * self.step_weights[micro.step]).sum() / len(pairs.step)).backward()
             meter.add(micro.step, log_prob.detach() - micro.old, clipped, check_drift)
             if output.grad is not None:
                 meter.add_gradient(micro.step, output.grad * len(pairs.step))
@@ -174,6 +188,24 @@ class Updater:
             moved = tensor if entry == "step" else tensor.to(parameter.device)
             self.optimizer.state[parameter][entry] = moved
         return digest
+
+
+def _step_weights(policy: Policy, config: Config) -> torch.Tensor:
+    """Weight of each step in the loss, mean 1 over the steps that can be trained, shape (T,)."""
+    schedule = policy.schedule
+    if config.objective.step_weights == "none":
+        return torch.ones_like(schedule.sigma)
+    trainable = torch.tensor(schedule.trainable, device=schedule.sigma.device)
+    weights = torch.where(trainable, 1 / schedule.noise_sensitivity(), 0.0)
+    return weights / weights[trainable].mean()
+
+
+def _scored(fetch: Callable[[], Trajectory], steps: list[int], row: np.ndarray) -> Trajectory:
+    """A trajectory with other densities at these steps."""
+    trajectory = fetch()
+    log_probs = trajectory.log_probs.copy()
+    log_probs[steps] = row
+    return replace(trajectory, log_probs=log_probs)
 
 
 class _Meter:

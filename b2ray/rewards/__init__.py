@@ -94,12 +94,23 @@ class Panel:
         """Unit vectors of the first reward that has them, float32 (N, D)."""
         able = (r for r in self.rewards.values() if hasattr(r, "embed"))
         reward = next(able, None)
-        return None if reward is None else np.asarray(reward.embed(images), np.float32)
+        if reward is None:
+            return None
+        vectors = np.asarray(reward.embed(images), np.float32)
+        if len(vectors) != len(images) or not np.isfinite(vectors).all():
+            raise ValueError(
+                f"{type(reward).__name__}.embed returned shape {vectors.shape} or values that are "
+                f"not finite for {len(images)} pictures"
+            )
+        return vectors
 
 
 def checked(name: str, scores: object, prompts: Sequence[str]) -> np.ndarray:
     """Scores as float32 of shape (N,), or a ValueError that names the reward."""
-    values = np.asarray(scores, dtype=np.float32)
+    try:
+        values = np.asarray(scores, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"reward {name!r} returned no array of numbers: {error}") from error
     if values.shape != (len(prompts),):
         raise ValueError(
             f"reward {name!r} returned scores of shape {values.shape} for {len(prompts)} pictures"

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch.nn.functional import interpolate
 
 
 def to_pixels(
@@ -23,8 +22,8 @@ def to_pixels(
     Returns:
         float32, shape (N, 3, size, size).
     """
-    levels = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float()
-    pixels = _crop(_resize(levels, size), size) / 255
+    levels = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).double()
+    pixels = _crop(_resize(levels, size), size).float() / 255
 
     def column(v: Sequence[float]) -> torch.Tensor:
         return torch.tensor(v, device=device)[:, None, None]
@@ -33,18 +32,33 @@ def to_pixels(
 
 
 def _resize(levels: torch.Tensor, size: int) -> torch.Tensor:
-    """Bicubic with antialiasing in two passes, rounded to whole levels after each, as Pillow."""
+    """Bicubic with antialiasing, columns and then rows, rounded after each: Pillow's very numbers.
+
+    Pillow weighs 8-bit levels with whole multiples of 2^-22; such sums are exact in float64.
+    """
     height, width = levels.shape[-2:]
-    if min(height, width) == size:
+    short = min(height, width)
+    if short == size:
         return levels
-    new_height, new_width = (
-        size * height // min(height, width),
-        size * width // min(height, width),
-    )
-    for shape in ((height, new_width), (new_height, new_width)):
-        levels = interpolate(levels, shape, mode="bicubic", antialias=True)
-        levels = levels.round().clamp(0, 255)
-    return levels
+    across = _weights(width, size * width // short, levels.device)
+    down = _weights(height, size * height // short, levels.device)
+    for passed in (lambda x: x @ across.T, lambda x: down @ x):
+        levels = ((passed(levels) + 2**21) / 2**22).floor().clamp(0, 255)
+    return levels.float()
+
+
+def _weights(old: int, new: int, device: torch.device) -> torch.Tensor:
+    """Pillow's bicubic coefficients in multiples of 2^-22, float64, shape (new, old)."""
+    scale = old / new
+    stretch = max(scale, 1.0)
+    centre = (torch.arange(new, dtype=torch.float64)[:, None] + 0.5) * scale
+    x = torch.arange(old, dtype=torch.float64)
+    near = (x >= (centre - 2 * stretch + 0.5).floor()) & (x < (centre + 2 * stretch + 0.5).floor())
+    d = ((x + 0.5 - centre) / stretch).abs()
+    inner, outer = (1.5 * d - 2.5) * d * d + 1, -0.5 * (((d - 5) * d + 8) * d - 4)
+    weights = torch.where(d < 1, inner, outer) * ((d < 2) & near)
+    scaled = weights / weights.sum(1, keepdim=True) * 2**22
+    return torch.where(scaled < 0, (scaled - 0.5).ceil(), (scaled + 0.5).floor()).to(device)
 
 
 def _crop(levels: torch.Tensor, size: int) -> torch.Tensor:

@@ -131,10 +131,13 @@ def choose(count: int, seed: int, exclude: Iterable[Caption] = ()) -> list[Capti
 
     How often any two colours (or shapes, or relations) occur differs by one at most.
     Scenes of ``exclude`` do not occur.
+
+    Raises:
+        ValueError: so many captions of different scenes are not found.
     """
     rng = np.random.default_rng(seed)
     taken = {caption.scene for caption in exclude}
-    while True:
+    for _ in range(20_000):
         colours = _cycle(list(COLOURS), 2 * count, rng)
         shapes = _cycle(SHAPES, 2 * count, rng)
         things = [Thing(c, s) for c, s in zip(colours, shapes, strict=True)]
@@ -147,6 +150,7 @@ def choose(count: int, seed: int, exclude: Iterable[Caption] = ()) -> list[Capti
         scenes = {caption.scene for caption in chosen}
         if len(scenes) == count and not scenes & taken:
             return chosen
+    raise ValueError(f"No balanced choice of {count} different scenes was found; ask for fewer.")
 
 
 def _cycle(values: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:

@@ -26,12 +26,12 @@ class Placed:
 
 
 def place(caption: Caption, rng: np.random.Generator) -> list[Placed]:
-    """Positions and sizes, with jitter: the two never touch, and lie farther apart along the
+    """Positions and sizes, with jitter: the two hardly ever touch, and lie farther apart along the
     relation's axis than across it."""
     scene = caption.scene
-    along = np.array([8.6, 23.4]) + rng.uniform(-0.8, 0.8, 2)
+    along = np.array([9.0, 23.0]) + rng.uniform(-1.0, 1.0, 2)
     across = 16.0 + rng.uniform(-3.5, 3.5) + rng.uniform(-1.5, 1.5, 2)
-    radius = rng.uniform(4.5, 5.5, 2)
+    radius = rng.uniform(4.5, 5.6, 2)
     xs, ys = (across, along) if scene.relation == "above" else (along, across)
     things = (scene.first, scene.second)
     return [

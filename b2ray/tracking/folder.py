@@ -86,13 +86,17 @@ class RunFolder:
         """Whether the run has its summary, which is written last."""
         return self.summary_file.exists()
 
+    @property
+    def committed(self) -> int:
+        """The newest committed stage, -1 if there is none."""
+        return max((int(p.name.split("-")[1]) for p in self._committed()), default=-1)
+
     def last_commit(self) -> Checkpoint | None:
         """The newest committed stage; cuts off what later, uncommitted tries left behind."""
         stages = self._committed()
         for leftover in self._checkpoints.glob("*.part"):
             shutil.rmtree(leftover)
-        step = int(stages[-1].name.split("-")[1]) if stages else -1
-        self._cut_metrics(step)
+        self._cut_metrics(self.committed)
         if not stages:
             return None
         folder = stages[-1]
@@ -115,7 +119,7 @@ class RunFolder:
             lora_file.save(part, weights, self.config.model.lora)
             (part / "optimizer.safetensors").write_bytes(safetensors.numpy.save(dict(optimizer)))
             (part / "state.json").write_text(state.to_json())
-            for file in part.iterdir():
+            for file in (*part.iterdir(), part):
                 _flush(file)
             part.rename(final)
             _flush(self._checkpoints)
@@ -143,8 +147,9 @@ class RunFolder:
         """All lines of metrics.jsonl."""
         if not self.metrics_file.exists():
             return []
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line]
+        lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A line without its end is being written, or its process died over it.
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def summary(self) -> dict[str, Any]:
         """What a finished run says of itself."""
@@ -160,8 +165,12 @@ class RunFolder:
             return
         kept = []
         for line in self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True):
-            # A line without its end was being written when the process died.
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
+            # A line that is broken or has no end was being written when the process died.
+            try:
+                keep = line.endswith("\n") and json.loads(line)["step"] <= step
+            except ValueError:
+                keep = False
+            if keep:
                 kept.append(line)
         write_atomically(self.metrics_file, "".join(kept))
 
@@ -174,15 +183,7 @@ def open_run(config: Config) -> Iterator[RunFolder]:
         ConfigError: it belongs to another configuration or is in use; nothing is changed then.
     """
     path = Path(config.runs) / config.name
-    saved = path / "config.yaml"
-    other = saved.exists() and _other_configuration(config, saved)
-    if other and any((path / "checkpoints").glob("stage-*[0-9]")):
-        raise ConfigError(
-            f"{path} belongs to another configuration ({other}): choose another --name, "
-            "or resume it with --name and --resume alone"
-        )
-    if not saved.exists() and path.exists() and any(p.name != ".lock" for p in path.iterdir()):
-        raise ConfigError(f"{path} exists but is no run of b2ray: choose another --name")
+    _refuse_foreign(config, path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / ".lock").open("w")
@@ -193,11 +194,11 @@ def open_run(config: Config) -> Iterator[RunFolder]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ConfigError(f"{path} is in use by another process: wait, or end it") from error
-        if other:  # a run that ended before its first commit has nothing to lose
+        # Again, because another process may have made it a run in the meantime.
+        if _refuse_foreign(config, path):
             for leftover in (path / "metrics.jsonl", path / "mlflow.json"):
                 leftover.unlink(missing_ok=True)
-        if other or not saved.exists():
-            write_atomically(saved, dump(config))
+            write_atomically(path / "config.yaml", dump(config))
         yield RunFolder(path, config)
 
 
@@ -214,11 +215,25 @@ def write_atomically(file: Path, text: str) -> None:
     part.replace(file)
 
 
-def _other_configuration(config: Config, saved: Path) -> str | None:
-    """The first field in which a saved configuration asks for another result, in words."""
+def _refuse_foreign(config: Config, path: Path) -> bool:
+    """Refuse a folder that is not this run's; tells whether its configuration is to be written.
+
+    A run that ended before its first commit has nothing to lose: it may be started differently.
+    """
+    saved = path / "config.yaml"
+    if not saved.exists():
+        if path.exists() and any(p.name != ".lock" for p in path.iterdir()):
+            raise ConfigError(f"{path} exists but is no run of b2ray: choose another --name")
+        return True
     theirs = validated(read_yaml(saved)).identity()
     difference = _first_difference(theirs, config.identity())
-    return "{} was {!r}, is {!r}".format(*difference) if difference else None
+    if difference and any((path / "checkpoints").glob("stage-*[0-9]")):
+        name, was, now = difference
+        raise ConfigError(
+            f"{path} belongs to another configuration ({name} was {was!r}, is {now!r}): choose "
+            "another --name, or resume it with --name and --resume alone"
+        )
+    return difference is not None
 
 
 def _first_difference(a: Any, b: Any, name: str = "") -> tuple[str, Any, Any] | None:

@@ -12,10 +12,10 @@ import math
 import os
 import re
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,10 @@ class MlflowLog:
         self.uri = tracking_uri(self.config)
         self._file = folder.path / "mlflow.json"
         self._away_since: float | None = None
-        # One thread: the store is slow beside a small model's stages, and nothing waits for it.
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
-        self._sending: Future[None] | None = None
+        # Beside the training: the store is slow against a small model's stages. One at a time, and
+        # never waited for at the end of the process.
+        self._thread: threading.Thread | None = None
+        self._running = False
         if not self._file.exists():
             self._note(key=uuid.uuid4().hex, run_id=None, sent=-1)
 
@@ -59,9 +60,8 @@ class MlflowLog:
     def send(self) -> None:
         """Send what the store has not seen, beside the training. Never fails, never waits."""
         recent = self._away_since is not None and time.monotonic() - self._away_since < RETRY_AFTER
-        if recent or (self._sending is not None and not self._sending.done()):
-            return
-        self._sending = self._thread.submit(self._safely, self._send_lines)
+        if not recent and (self._thread is None or not self._thread.is_alive()):
+            self._start(self._send_lines)
 
     def finish(self, status: str, base_model: str | None = None) -> None:
         """Send the rest and close the run as FINISHED, KILLED or FAILED; with the LoRA as a
@@ -73,20 +73,26 @@ class MlflowLog:
             self._send_lines()
             self._finish(status, base_model)
 
-        last = self._thread.submit(self._safely, close)
-        try:
-            last.result(timeout=FINISH_WITHIN)
-        except TimeoutError:
+        until = time.monotonic() + FINISH_WITHIN
+        if self._thread is not None:
+            self._thread.join(FINISH_WITHIN)
+        if self._thread is None or not self._thread.is_alive():
+            self._start(close).join(max(0.0, until - time.monotonic()))
+        if self._thread is not None and self._thread.is_alive():
             print(f"MLflow at {self.uri} did not answer in {FINISH_WITHIN:.0f} s", file=sys.stderr)
-        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _start(self, action: Callable[[], object]) -> threading.Thread:
+        self._thread = threading.Thread(target=self._safely, args=(action,), daemon=True)
+        self._thread.start()
+        return self._thread
 
     def _send_lines(self) -> None:
         from mlflow.entities import Metric
 
         client, run_id = self._client(), self._run()
-        sent = self._notes()["sent"]
+        sent, committed = self._notes()["sent"], self.folder.committed
         for line in self.folder.metrics():
-            if line["step"] <= sent:
+            if not sent < line["step"] <= committed:
                 continue
             stamp, step = int(line["time"] * 1000), line["step"]
             figures = {k: v for k, v in line.items() if k not in ("step", "time", "images")}
@@ -125,7 +131,7 @@ class MlflowLog:
     def _log_model(self, run_id: str, base_model: str) -> None:
         import mlflow
 
-        if mlflow.MlflowClient(self.uri).get_run(run_id).outputs.model_outputs:
+        if self._client().get_run(run_id).outputs.model_outputs:
             return  # logged by a process that died after it
         mlflow.set_tracking_uri(self.uri)
         with mlflow.start_run(run_id=run_id):
@@ -148,7 +154,12 @@ class MlflowLog:
         """The run's id; creates the run, or finds the one whose id was lost."""
         notes = self._notes()
         if notes["run_id"]:
+            if not self._running:  # it was closed when the process before this one stopped
+                self._client().update_run(notes["run_id"], status="RUNNING")
+                self._running = True
             return str(notes["run_id"])
+        from mlflow.entities import Param
+
         client = self._client()
         name = self.config.tracking.experiment
         found = client.get_experiment_by_name(name)
@@ -168,8 +179,9 @@ class MlflowLog:
                 tags={"b2ray.key": notes["key"], "b2ray.preset": self.config.preset},
             )
         )
-        for key, value in flat(self.config.model_dump(mode="json")).items():
-            client.log_param(run.info.run_id, key, value)
+        # MLflow refuses a parameter that changes: only what a run may not change.
+        params = [Param(key, value) for key, value in flat(self.config.identity()).items()]
+        client.log_batch(run.info.run_id, params=params)
         self._note(run_id=run.info.run_id)
         return str(run.info.run_id)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,6 +20,8 @@ from b2ray.evaluation import Evaluated
 from b2ray.tracking.folder import RunFolder, RunState, write_atomically
 from b2ray.tracking.mlflow_log import MlflowLog, tracking_uri
 from b2ray.tracking.show import Progress, cut, save_png, sheet, strip
+
+DIVERSITY = ("pairwise", "vendi")
 
 
 class Recorder:
@@ -176,17 +177,17 @@ class Recorder:
                 continue
             with self.bar(f"evaluating {count} pictures of the {name} set", count):
                 found = crew.evaluate(prompts, which, count, self.advance)
-            entry["sets"][name] = _means(found, count)
+            entry["sets"][name] = found.means(count)
             # The same seeds at every evaluation, so that the series compares like with like.
-            series = _means(found, config.images)
+            series = found.means(config.images)
             figures |= {f"eval/{name}/{k}": series[k] for k in found.scores}
             if name == "train":
                 entry["series"] = series
                 figures |= {f"heldout/{r.name}": series[r.name] for r in config.heldout_rewards}
-                figures |= {"diversity/pairwise": found.pairwise, "diversity/vendi": found.vendi}
+                figures |= {f"diversity/{k}": series[k] for k in DIVERSITY if k in series}
             images += self._keep_pictures(name, prompts, state.stage, found)
         state.evaluations = [*state.evaluations, entry]
-        return {k: v for k, v in figures.items() if math.isfinite(v)}, images
+        return figures, images
 
     def _keep_pictures(
         self, name: str, prompts: tuple[str, ...], step: int, found: Evaluated
@@ -209,7 +210,8 @@ class Recorder:
         ]
         if not all(s.exists() for s in strips):
             return None
-        count = min(self.config.evaluation.previews, self.config.evaluation.final_images)
+        config = self.config.evaluation
+        count = min(config.previews, max(config.final_images, config.images))
         texts = [prompts[i % len(prompts)] for i in range(count)]
         before, after = (cut(s, count) for s in strips)
         file = self.folder.pictures / f"before_after_{name}.png"
@@ -230,7 +232,7 @@ class Recorder:
             "stages": self.state.stage,
             "reward": pair("train", "reward"),
             **{r.name: {which: pair(which, r.name) for which in first} for r in rewards},
-            "diversity": {name: pair("train", name) for name in ("pairwise", "vendi")},
+            "diversity": {k: pair("train", k) for k in DIVERSITY if k in first["train"]},
             "reward_queries": int(counters.get("cost/reward_queries", 0)),
             "unet_evals": int(counters.get("cost/unet_evals", 0)),
             "seconds": round(counters["seconds"], 1),
@@ -238,8 +240,3 @@ class Recorder:
             "files": files,
         }
         return summary
-
-
-def _means(found: Evaluated, count: int) -> dict[str, float]:
-    means = {name: found.mean(name, count) for name in found.scores}
-    return {**means, "pairwise": found.pairwise, "vendi": found.vendi}

@@ -31,12 +31,13 @@ class Progress:
 
     @contextlib.contextmanager
     def bar(self, what: str, total: int, unit: str) -> Iterator[Callable[[int], Any]]:
-        """A bar for one phase; yields the function that moves it."""
+        """A bar for one phase, a clock if its total is 0; yields the function that moves it."""
         # In a log file a bar is a line now and then, and none for what is quick.
         interval = 0.1 if self._live else 30.0
         with tqdm(
             total=total,
             desc=what,
+            bar_format=None if total else "{desc} ({elapsed})",
             unit=unit,
             position=1 if self._live else 0,
             leave=False,

@@ -106,8 +106,8 @@ def runner(
 
 @pytest.fixture(scope="session")
 def undisturbed(runner: Runner) -> str:
-    """The name of a run that nothing happened to, with two samplers."""
-    assert runner.here("undisturbed") == 0
+    """The name of a run that nothing happened to, with one sampler."""
+    assert runner.here("undisturbed", fleet__samplers__count=1) == 0
     return "undisturbed"
 
 

@@ -14,11 +14,6 @@ class NotANumber:
         return scores
 
 
-class TooMany:
-    def score(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        return np.zeros(len(prompts) + 1, np.float32)
-
-
 class Constant:
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         return np.full(len(prompts), 0.5, np.float32)

@@ -122,6 +122,8 @@ def replacing(target: Path) -> Iterator[Path]:
         yield fresh
         for path in fresh.rglob("*.json"):
             _forget_origin(path)
+        for path in fresh.rglob("*.safetensors"):
+            path.chmod(0o644)  # safetensors writes files that only their owner may read
         if target.exists():
             old = target.with_name(f"{fresh.name}.old")
             os.rename(target, old)

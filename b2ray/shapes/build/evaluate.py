@@ -15,7 +15,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from b2ray.shapes.build.common import Settings, begin, draw_captions, to_tensor
 from b2ray.shapes.build.contrast import embed_images, embed_texts, same_scene
 from b2ray.shapes.build.facts import record
-from b2ray.shapes.captions import Caption, all_captions, choose, near_misses
+from b2ray.shapes.captions import Caption, all_captions, near_misses
 from b2ray.shapes.judge import Judge
 from b2ray.shapes.render import render_batch
 
@@ -130,10 +130,11 @@ def _reward_figures(
 ) -> dict[str, float]:
     """Top-1 of fresh pictures among the captions of 500 scenes and among all 1 740 scenes, and
     how often the caption beats all its five near misses."""
-    captions = choose(500, settings.seed + 50)[: settings.count(500, 8)]
+    everything = [c for c in all_captions() if c.scene == c]
+    order = rng.permutation(len(everything))[: settings.count(500, 8)]
+    captions = [everything[i] for i in order]
     images = embed_images(clip, to_tensor(render_batch(captions, settings.seed + 51)))
     texts = embed_texts(clip, tokenizer, [c.text for c in captions])
-    everything = [c for c in all_captions() if c.scene == c]
     world = embed_texts(clip, tokenizer, [c.text for c in everything])
     told = same_scene(captions, everything)
     best = (images @ world.T).argmax(1, keepdim=True)

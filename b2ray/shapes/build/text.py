@@ -1,12 +1,15 @@
 """Stage ``text``: tokenizer and text encoder of the base model.
 
 Trained contrastively for few steps, so that it knows the words but binds colours to shapes
-imperfectly, as the text encoders of real text-to-image models do.
+imperfectly, as the text encoders of real text-to-image models do. Each caption also competes
+with its own reversed relation: without that the encoder ignores the order of words, and a base
+model built on it draws either order as often as the other.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 from transformers import CLIPTextModel
@@ -15,9 +18,10 @@ from b2ray.shapes.build.common import Settings, begin, draw_captions, replacing,
 from b2ray.shapes.build.contrast import embed_images, embed_texts, make_clip, other_scenes
 from b2ray.shapes.build.facts import record
 from b2ray.shapes.build.words import make_tokenizer
+from b2ray.shapes.captions import OPPOSITE
 from b2ray.shapes.render import render_batch
 
-STEPS, BATCH, RATE, PICTURES = 500, 64, 1e-3, 10_000
+STEPS, BATCH, RATE, PICTURES = 500, 64, 2e-3, 10_000
 WIDTH, HEADS, LAYERS = 64, 2, 2
 
 
@@ -30,19 +34,20 @@ def build(settings: Settings) -> None:
     captions = draw_captions(settings.count(PICTURES, BATCH), rng)
     pictures = render_batch(captions, settings.seed + 2)
 
-    def logits_of(picked: list[int]) -> torch.Tensor:
-        image = embed_images(clip, to_tensor(pictures[picked]))
-        text = embed_texts(clip, tokenizer, [captions[i].text for i in picked])
-        scale = clip.logit_scale.exp().clamp(max=100)
-        return other_scenes(scale * image @ text.T, [captions[i] for i in picked])
+    reversed_ = [replace(c, relation=OPPOSITE[c.relation]) for c in captions]
 
     def loss_of(step: int) -> torch.Tensor:
-        logits = logits_of(rng.integers(len(captions), size=BATCH).tolist())
+        picked = rng.integers(len(captions), size=BATCH).tolist()
+        image = embed_images(clip, to_tensor(pictures[picked]))
+        told = [*(captions[i].text for i in picked), *(reversed_[i].text for i in picked)]
+        own, opposite = embed_texts(clip, tokenizer, told).chunk(2)
+        scale = clip.logit_scale.exp().clamp(max=100)
+        logits = other_scenes(scale * image @ own.T, [captions[i] for i in picked])
+        wrong = scale * (image * opposite).sum(1, keepdim=True)
         target = torch.arange(BATCH)
-        return (
-            torch.nn.functional.cross_entropy(logits, target)
-            + torch.nn.functional.cross_entropy(logits.T, target)
-        ) / 2
+        cross_entropy = torch.nn.functional.cross_entropy
+        to_text = cross_entropy(torch.cat([logits, wrong], 1), target)
+        return (to_text + cross_entropy(logits.T, target)) / 2
 
     steps = settings.count(STEPS)
     loss = train("text", list(clip.parameters()), steps, RATE, loss_of)

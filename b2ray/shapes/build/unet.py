@@ -28,7 +28,7 @@ STEPS, BATCH, RATE, PICTURES = 3_000, 64, 2e-3, 24_000
 DROPOUT = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
 DECAY = 0.998  # of the moving average of the weights
 SHAPE: dict[str, Any] = {
-    "block_out_channels": (32, 96),
+    "block_out_channels": (32, 64),
     "layers_per_block": 1,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),

@@ -10,12 +10,21 @@ from b2ray.shapes.build.common import replacing
 from b2ray.shapes.build.evaluate import area_under_curve
 
 
+@pytest.fixture
+def same_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("same_threads")
 def test_a_tiny_build_leaves_folders_that_load(tmp_path):
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPModel, CLIPProcessor
 
-    assert main(["--out", str(tmp_path), "--scale", "0.002"]) == 0
+    for stage in STAGES:
+        assert main(["--out", str(tmp_path), "--scale", "0.002", "--only", stage]) == 0
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "base")
     pipe.set_progress_bar_config(disable=True)
     images = pipe(
@@ -30,6 +39,16 @@ def test_a_tiny_build_leaves_folders_that_load(tmp_path):
     assert "Measured" in (tmp_path / "README.md").read_text()
     assert len((tmp_path / "prompts" / "heldout.txt").read_text().splitlines()) == 64
     assert not list(tmp_path.rglob(".*"))
+
+
+@pytest.mark.slow
+def test_stages_run_side_by_side_and_a_failure_is_told(tmp_path, capsys):
+    tiny = ["--out", str(tmp_path), "--scale", "0.002"]
+    assert main([*tiny, "--only", "prompts,text"]) == 0
+    assert (tmp_path / "prompts" / "train.txt").exists()
+    assert (tmp_path / "base" / "text_encoder" / "config.json").exists()
+    assert main([*tiny, "--only", "card,prompts"]) == 1
+    assert "Stage card failed" in capsys.readouterr().err
 
 
 def test_an_unknown_stage_is_refused(capsys):

@@ -1,0 +1,48 @@
+"""The console script and its exit codes."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+
+import pytest
+
+from b2ray import cli
+from b2ray.errors import EXIT_CONFIG, EXIT_DONE, WorkerError
+
+
+@pytest.fixture
+def command(monkeypatch):
+    def call(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["b2ray", *words])
+        return cli.main()
+
+    return call
+
+
+@pytest.mark.parametrize("words", [(), ("--help",), ("help",)])
+def test_it_names_its_commands(command, capsys, words):
+    assert command(*words) == EXIT_DONE
+    shown = capsys.readouterr().out
+    assert "run" in shown
+    assert "shapes build" in shown
+
+
+@pytest.mark.parametrize("words", [("train",), ("shapes",), ("shapes", "bake")])
+def test_an_unknown_command_is_named(command, capsys, words):
+    assert command(*words) == EXIT_CONFIG
+    assert f"no command {' '.join(words)!r}" in capsys.readouterr().err
+
+
+def test_run_gets_the_rest(command, capsys):
+    assert command("run", "--sampling.eta=0") == EXIT_CONFIG
+    assert "sampling.eta is 0" in capsys.readouterr().err
+
+
+def test_a_workers_error_crosses_processes():
+    error = WorkerError("sampler", "host (pid 3)", "denoising", "ValueError: x", "trace")
+    again = pickle.loads(pickle.dumps(error))
+    assert (
+        str(again) == str(error) == "sampler on host (pid 3) failed while denoising: ValueError: x"
+    )
+    assert again.details == "trace"

@@ -1,0 +1,193 @@
+"""What a configuration may be, and that it stays cheap to look at."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import yaml
+
+from b2ray.config import SUMMARY_WORDS, Config
+from b2ray.errors import ConfigError
+from b2ray.options import PACKAGE, parse, validated
+
+CLIP = {"name": "clip", "kind": "clip"}
+
+
+@pytest.fixture
+def config(tmp_path) -> Callable[..., Config]:
+    """Makes a configuration from a file of these sections and the two that are needed."""
+
+    def make(**sections: object) -> Config:
+        values = {"prompts": {"train": "p.txt"}, "rewards": [CLIP], **sections}
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return parse([f"--config={path}"]).config
+
+    return make
+
+
+@pytest.fixture
+def refusal(config) -> Callable[..., str]:
+    """The one sentence with which such a file is refused."""
+
+    def refuse(**sections: object) -> str:
+        with pytest.raises(ConfigError) as caught:
+            config(**sections)
+        message = str(caught.value)
+        assert "\n" not in message
+        return message
+
+    return refuse
+
+
+# method.md §5: branches, interval at T = 20, selection and its thresholds, centre, clip range on
+# Stable Diffusion's 16 384 latent elements.
+TABLE = {
+    "ddpo": (1, (20, 20), "all", (None, None), "prompt", 1e-4),
+    "bpt_only": (1, (14, 20), "all", (None, None), "prompt", 1e-4),
+    "bs_only": (5, (14, 14), "best_worst", (None, None), "group", 1e-4),
+    "b2_released": (5, (14, 20), "best_worst", (0.5, -0.5), "prompt", 0.1),
+    "b2": (5, (10, 20), "best_worst", (None, None), "group", 1e-4),
+}
+
+
+@pytest.mark.parametrize("preset", TABLE)
+def test_a_preset_is_its_column_of_the_papers_table(config, preset):
+    c = config(preset=preset)
+    found = (
+        c.branching.branches,
+        c.interval_bounds,
+        c.selection.kind,
+        (c.selection.best_above, c.selection.worst_below),
+        c.advantage.center,
+        c.objective.clip_nats / 16384,
+    )
+    assert found[:-1] == TABLE[preset][:-1]
+    assert found[-1] == pytest.approx(TABLE[preset][-1])
+
+
+def test_every_preset_has_its_file_and_the_files_are_all_presets():
+    assert {p.stem for p in (PACKAGE / "presets").glob("*.yaml")} == set(TABLE)
+
+
+def test_the_default_is_b2_over_the_papers_stage(config):
+    c = config()
+    assert c.preset == "b2"
+    assert c.advantage.center == "group"
+    assert c.groups == 256
+    assert (c.sampling.steps, c.sampling.guidance, c.curriculum.stages) == (20, 5.0, 100)
+    assert c.model.lora.rank == 4
+
+
+def test_the_released_window_is_eight_earlier_stages_with_clamp_five(config):
+    advantage = config(preset="b2_released").advantage
+    assert (advantage.window, advantage.clamp, advantage.min_count) == (8, 5.0, 2)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "bounds"),
+    [(None, None, (20, 20)), (4, 20, (4, 20)), (0.5, None, (10, 20)), (0.01, 1, (1, 1))],
+)
+def test_an_interval_is_given_in_steps_or_as_a_fraction_of_t(config, start, end, bounds):
+    assert config(curriculum={"start": start, "end": end}).interval_bounds == bounds
+
+
+def test_as_many_whole_groups_as_fit_are_sampled(config):
+    assert config(branching={"images": 13, "branches": 5}).groups == 2
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"branching": {"branches": 1}}, ["branching.branches is 1", "center=group", "ddpo"]),
+        (
+            {"preset": "ddpo", "selection": {"kind": "best_worst", "require_pair": True}},
+            ["branching.branches is 1", "require_pair", "at least 2"],
+        ),
+        ({"curriculum": {"start": 30}}, ["curriculum", "30", "sampling.steps is 20", "lower it"]),
+        ({"curriculum": {"start": 20, "end": 4}}, ["curriculum.end (4)", "(20)", "swap"]),
+        ({"curriculum": {"start": 2.5}}, ["curriculum.start is 2.5", "whole number"]),
+        ({"sampling": {"eta": 0}}, ["sampling.eta is 0", "use up to 1.0"]),
+        (
+            {"selection": {"best_above": 0.0, "worst_below": 1.0}},
+            ["selection.worst_below (1.0)", "selection.best_above (0.0)", "smaller"],
+        ),
+        ({"branching": {"images": 3}}, ["branching.branches is 5", "images is 3", "raise"]),
+        ({"name": "a/b"}, ["name is 'a/b'"]),
+        ({"name": "../up"}, ["name is '../up'"]),
+        ({"name": ""}, ["name is ''"]),
+        ({"seed": -1}, ["seed is -1", "greater than or equal to 0"]),
+        ({"learner": {"lr": float("nan")}}, ["learner.lr is nan", "finite"]),
+        ({"sampling": {"steps": "many"}}, ["sampling.steps is 'many'", "integer"]),
+        ({"sampling": 3}, ["sampling is 3"]),
+        ({"preset": "grpo"}, ["preset is 'grpo'", "b2_released", "bs_only"]),
+        ({"sampling": {"stepz": 3}}, ["sampling.stepz is not a field", "3", "--help"]),
+        ({"rewards": []}, ["rewards is []", "at least 1"]),
+        ({"rewards": [CLIP, CLIP]}, ["'clip' is used twice"]),
+        (
+            {"evaluation": {"heldout_rewards": [CLIP]}},
+            ["'clip' is used twice"],
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_sentence(refusal, sections, words):
+    message = refusal(**sections)
+    assert [w for w in words if w not in message] == []
+
+
+@pytest.mark.parametrize("missing", ["prompts", "rewards"])
+def test_a_missing_section_is_named_with_its_option(missing):
+    values = {"prompts": {"train": "p.txt"}, "rewards": [CLIP]}
+    del values[missing]
+    with pytest.raises(ConfigError, match=f"{missing} is missing: .*--{missing}="):
+        validated(values)
+
+
+@pytest.mark.parametrize("name", [*SUMMARY_WORDS, "mean", "pairwise", "vendi", "step"])
+def test_a_reward_may_not_be_named_as_another_figure(refusal, name):
+    # `reward/mean` is the sum; pairwise, vendi and step stand beside the rewards in evaluations.
+    assert name in refusal(rewards=[{"name": name, "kind": "clip"}])
+
+
+def test_a_config_does_not_change(config):
+    with pytest.raises(Exception, match="frozen"):
+        config().seed = 3
+
+
+def test_identity_leaves_out_what_does_not_change_the_result(config):
+    fleet = {"samplers": {"count": 7}}
+    same = config(name="other", runs="elsewhere", fleet=fleet, tracking={"experiment": "x"})
+    assert same.identity() == config().identity()
+    assert config(seed=1).identity() != config().identity()
+
+
+def test_every_field_explains_itself():
+    silent = []
+
+    def walk(model: type, prefix: str) -> None:
+        for name, field in model.model_fields.items():
+            inner = field.annotation
+            if hasattr(inner, "model_fields"):
+                walk(inner, f"{prefix}{name}.")
+            elif not field.description:
+                silent.append(prefix + name)
+
+    walk(Config, "")
+    assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("b2ray.config", "torch ray diffusers transformers mlflow numpy"),
+        ("b2ray.options", "torch ray diffusers transformers mlflow"),
+        ("b2ray.run", "torch diffusers transformers mlflow peft"),
+    ],
+)
+def test_importing_starts_nothing_heavy(module, heavy):
+    code = f"import sys, {module}; print(*[m for m in {heavy.split()} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
