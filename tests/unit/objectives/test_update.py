@@ -229,6 +229,33 @@ def test_a_good_gradient_in_between_starts_the_count_again(updater, selected):
         learner.update(stage, INTERVAL, bad(selected) if stage % 2 else selected)
 
 
+# --- weights of the steps (defect 12) ---------------------------------------------------------
+
+
+def test_inverse_weights_give_every_step_the_same_say(updater):
+    """The gradient of a step's log-density by the predicted noise, times the step's weight."""
+    learner = updater(objective__step_weights="inverse_gradient")
+    table = learner.policy.schedule
+    i = torch.arange(STEPS)
+    x = torch.randn(STEPS, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    output = torch.zeros_like(x, requires_grad=True)
+    one_sigma = table.mean(i, x, output).detach() + table.sigma[:, None, None, None]
+    table.log_prob(i, x, output, one_sigma).sum().backward()
+    says = output.grad.abs().mean(dim=(1, 2, 3)) * learner.step_weights
+    assert says.numpy() == pytest.approx(np.full(STEPS, float(says[0])), rel=1e-3)
+    assert float(learner.step_weights.mean()) == pytest.approx(1)
+
+
+def test_steps_weigh_alike_unless_asked(updater, selected):
+    assert updater().step_weights.tolist() == [1.0] * STEPS
+    weighted = updater(**ONE_STEP, objective__step_weights="inverse_gradient")
+    weighted.update(0, INTERVAL, selected)
+    found = gradients(weighted)
+    plain = updater(**ONE_STEP)
+    plain.update(0, INTERVAL, selected)
+    assert not torch.allclose(found, gradients(plain), rtol=1e-2)
+
+
 # --- the clip range --------------------------------------------------------------------------
 
 
