@@ -165,6 +165,7 @@ class Run:
             (prompts[g], float(advantage[g, k]), rollout.leaf(g, k))
             for g, k in np.argwhere(chosen).tolist()
         ]
+        rollout.trajectories.clear()  # the selected ones are held by `selected`
 
         # The update on the interval; the new LoRA goes to every sampler.
         with recorder.bar(f"stage {state.stage + 1}: learning on {len(selected)} leaves", 0):

@@ -59,7 +59,7 @@ class Recorder:
             crew.fresh()
         self._tell_of_actors(crew)
         self._since = time.perf_counter()
-        return self._commit(crew, self.state, {}, advance=False)
+        return self._commit(crew, self.state, {})
 
     def commit(
         self,
@@ -77,7 +77,7 @@ class Recorder:
             counters={**state.counters, **counters},
             evaluations=state.evaluations,
         )
-        done = self._commit(crew, following, figures, advance=True)
+        done = self._commit(crew, following, figures)
         self.progress.stage_done()
         return done
 
@@ -123,9 +123,7 @@ class Recorder:
 
     # --- stages --------------------------------------------------------------------------------
 
-    def _commit(
-        self, crew: Crew, state: RunState, figures: Mapping[str, float], advance: bool
-    ) -> RunState:
+    def _commit(self, crew: Crew, state: RunState, figures: Mapping[str, float]) -> RunState:
         state.version, state.digest = crew.weights.version, crew.weights.digest
         began = time.perf_counter()
         images: list[str] = []
