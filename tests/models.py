@@ -148,7 +148,8 @@ def arguments(models: Path, runs: Path, name: str, **over: object) -> list[str]:
         "rewards": f'[{{"name":"clip","kind":"clip","path":"{models / "reward"}"}}]',
         **{k.replace("__", "."): v for k, v in over.items()},
     }
-    return [f"--{k}={v}" for k, v in values.items()]
+    base = Path(__file__).with_name("small.yaml")
+    return [f"--config={base}", *(f"--{k}={v}" for k, v in values.items())]
 
 
 def config(models: Path, **over: object) -> Config:
