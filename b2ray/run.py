@@ -61,15 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: Config, prompts: PromptSets, folder: RunFolder) -> int:
+    log = MlflowLog(folder)
     if folder.finished:
         print(
             f"{folder.path} is finished; --name=NAME starts another run, or delete the folder "
             "to run it again",
             file=sys.stderr,
         )
+        if not log.closed:  # its process died between the summary and MLflow's last figures
+            log.finish("FINISHED", config.model.path)
         closing_table(folder.summary())
         return EXIT_DONE
-    log = MlflowLog(folder)
     status = "FAILED"
     try:
         with session(config.fleet) as stop:

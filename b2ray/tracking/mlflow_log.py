@@ -57,6 +57,11 @@ class MlflowLog:
         """The MLflow run's id, None until the store has answered once."""
         return self._notes()["run_id"]
 
+    @property
+    def closed(self) -> bool:
+        """Whether MLflow has everything of a finished run."""
+        return bool(self._notes().get("closed"))
+
     def send(self) -> None:
         """Send what the store has not seen, beside the training. Never fails, never waits."""
         recent = self._away_since is not None and time.monotonic() - self._away_since < RETRY_AFTER
@@ -127,6 +132,7 @@ class MlflowLog:
         if base_model is not None:
             self._log_model(run_id, base_model)
         client.set_terminated(run_id, status)
+        self._note(closed=status == "FINISHED")
 
     def _log_model(self, run_id: str, base_model: str) -> None:
         import mlflow

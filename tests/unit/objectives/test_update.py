@@ -227,6 +227,7 @@ def test_a_good_gradient_in_between_starts_the_count_again(updater, selected):
     learner = updater(learner__passes=1, learner__batch=100)
     for stage in range(2 * MAX_SKIPPED):
         learner.update(stage, INTERVAL, bad(selected) if stage % 2 else selected)
+        assert learner.skipped_in_a_row == stage % 2
 
 
 # --- weights of the steps (defect 12) ---------------------------------------------------------

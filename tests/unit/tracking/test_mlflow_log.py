@@ -173,12 +173,20 @@ def test_a_store_that_is_away_is_not_asked_at_every_stage(folder, closed_port):
 def test_the_end_sends_the_rest_and_closes_the_run(folder):
     stage_done(folder, 0)
     folder.summary_file.write_text("{}")
-    MlflowLog(folder).finish("KILLED")
+    log = MlflowLog(folder)
+    log.finish("KILLED")
+    assert not log.closed
     (run,) = runs(folder)
     assert run.info.status == "KILLED"
     assert history(folder) == [(0, 0.0)]
     files = {a.path for a in store(folder).list_artifacts(run.info.run_id)}
     assert {"config.yaml", "summary.json"} <= files
+
+
+def test_a_finished_run_is_closed_once_mlflow_has_everything(folder):
+    stage_done(folder, 0)
+    MlflowLog(folder).finish("FINISHED")
+    assert MlflowLog(folder).closed
 
 
 def test_an_unfinished_send_does_not_hold_up_the_stages(folder, monkeypatch):
