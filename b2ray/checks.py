@@ -9,7 +9,7 @@ from pathlib import Path
 from b2ray.config import Config
 from b2ray.errors import ConfigError
 from b2ray.options import find
-from b2ray.rewards import check_kind
+from b2ray.rewards import check
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def check_files(config: Config) -> PromptSets:
     """
     check_model(config.model.path)
     for reward in (*config.rewards, *config.evaluation.heldout_rewards):
-        check_kind(reward)
+        check(reward)
         if reward.path and find(reward.path) is None and not _may_be_hub_id(reward.path):
             raise ConfigError(f"reward {reward.name!r}: there is no folder {reward.path!r}")
     heldout = config.prompts.heldout

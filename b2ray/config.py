@@ -8,7 +8,7 @@ line become a `Config` is in `options.py`.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -41,11 +41,33 @@ class Lora(Section):
 class Model(Section):
     """The base model and its adapter."""
 
-    path: str = "runwayml/stable-diffusion-v1-5"
-    """A StableDiffusionPipeline: a local folder or a hub id. A relative folder is looked up from
-    the working directory, then from where b2ray is installed."""
+    path: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    """A Stable Diffusion 1.x, 2.x or XL pipeline: a hub id, a local folder, or one .safetensors
+    file. A relative path is looked up from the working directory, then from where b2ray is
+    installed."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    variant: str | None = None
+    """Which of several weights of a folder or hub id, for example `fp16`."""
+    config: str | None = None
+    """For a single .safetensors file: the hub id or folder whose configuration files describe it;
+    empty lets diffusers choose, which asks the hub."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the frozen weights and stored latents; densities and LoRA stay float32."""
+    vae_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the decoder; auto is `dtype`, or float32 where float16 overflows."""
+    channels_last: bool = False
+    """Keep the UNet's weights in channels-last order, which some GPUs convolve faster."""
+    compile: bool = False
+    """Compile the UNet with torch.compile: minutes at the start, faster calls after."""
+    gradient_checkpointing: bool = False
+    """Compute the UNet's activations again when learning instead of keeping them: less memory."""
+    offload: bool = False
+    """Keep the text encoders and the VAE off the GPU while they are idle."""
+    vae_slicing: bool = False
+    """Decode one picture at a time: less memory."""
+    vae_tiling: bool = False
+    """Decode large pictures in overlapping tiles: less memory, faint seams."""
     lora: Lora = Lora()
 
 
@@ -53,9 +75,10 @@ class Prompts(Section):
     """What is drawn for training, and what is only looked at."""
 
     train: str
-    """Text file, one prompt a line: the prompts that training draws from."""
+    """The prompts that training draws from: a .txt file (one a line), .jsonl or .csv (with `prompt`
+    and, if wanted, `weight`), or a built-in set such as `template1.train` or `animals`."""
     heldout: str | None = None
-    """Text file, one prompt a line: unseen prompts, for evaluation only."""
+    """Unseen prompts, for evaluation only: likewise, for example `template1.test`."""
 
 
 class Sampling(Section):
@@ -65,8 +88,15 @@ class Sampling(Section):
     """T, the number of denoising steps."""
     guidance: float = Field(5.0, ge=0)
     """Classifier-free guidance scale; at 1 or less the unconditional half is not computed."""
+    guidance_rescale: float = Field(0.0, ge=0, le=1)
+    """How much of the guided output's standard deviation is set back to the conditional one's
+    (arXiv 2305.08891, section 3.4); 0.7 suits schedules that end in pure noise."""
     eta: float = Field(1.0, ge=0, le=1)
     """Stochasticity of the DDIM step; 1 is ancestral sampling. 0 has no density to train."""
+    height: Positive | None = None
+    """Height of the pictures in pixels; empty is the model's own."""
+    width: Positive | None = None
+    """Width of the pictures in pixels; empty is the model's own."""
 
 
 class Curriculum(Section):
@@ -161,15 +191,42 @@ class Learner(Section):
     """torch threads of the learner on a CPU; sums over more threads round differently."""
 
 
+class Workers(Section):
+    count: Positive = 1
+    """Actors of this role."""
+    cpus: float = Field(0.5, ge=0)
+    """Logical CPUs that Ray reserves for each."""
+    gpus: float = Field(0.0, ge=0)
+    """GPUs (or a fraction) for each; 0 runs on the CPU."""
+
+
+class RewardWorkers(Workers):
+    runtime_env: dict[str, Any] = {}
+    """Ray's runtime_env for these processes, for example {"pip": [...]}: packages that the rest of
+    the run does not have, or has in another version."""
+
+
 class Reward(Section):
     name: Name
     """The name in logs and figures."""
     kind: str
-    """A built-in reward (`clip`) or your own class as `module:Class`."""
+    """A built-in reward, or your own function or class as `module:name`."""
     path: str | None = None
-    """The reward model: a local folder or a hub id."""
+    """The reward model: a local folder or a hub id; empty is the kind's usual one."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
     weight: float = 1.0
     """Factor in the sum that is trained on."""
+    scale: Annotated[float, Field(gt=0)] | Literal["window"] = 1.0
+    """Before it is weighted a score is divided by this number, or, with `window`, standardised over
+    this reward's own scores of the last stages (`advantage.window`)."""
+    batch: Positive = 32
+    """Pictures per call of the reward model."""
+    options: dict[str, Any] = {}
+    """Settings of this kind of reward; docs/rewards.md lists them."""
+    workers: RewardWorkers | None = None
+    """Processes of its own, with their own number, devices and Python environment; empty: scored in
+    fleet.scorers, with the other rewards."""
 
 
 class Evaluation(Section):
@@ -187,15 +244,6 @@ class Evaluation(Section):
     """Pictures of each evaluation that are kept and shown."""
     heldout_rewards: tuple[Reward, ...] = ()
     """Rewards that are measured and never trained on."""
-
-
-class Workers(Section):
-    count: Positive = 1
-    """Actors of this role."""
-    cpus: float = Field(0.5, ge=0)
-    """Logical CPUs that Ray reserves for each."""
-    gpus: float = Field(0.0, ge=0)
-    """GPUs (or a fraction) for each; 0 runs on the CPU."""
 
 
 class LearnerWorker(Section):
@@ -257,7 +305,7 @@ class Config(BaseSettings):
     objective: Objective = Objective()
     learner: Learner = Learner()
     rewards: tuple[Reward, ...] = Field(min_length=1)
-    """What is trained on: a list of {name, kind, path, weight}; on the command line as JSON."""
+    """What is trained on: a list of {name, kind, path, weight, …}; on the command line as JSON."""
     evaluation: Evaluation = Evaluation()
     fleet: Fleet = Fleet()
     tracking: Tracking = Tracking()
@@ -370,4 +418,7 @@ class Config(BaseSettings):
 
     def identity(self) -> dict[str, object]:
         """What decides the result: everything but names, places, the fleet and tracking."""
-        return self.model_dump(mode="json", exclude={"name", "runs", "fleet", "tracking"})
+        values = self.model_dump(mode="json", exclude={"name", "runs", "fleet", "tracking"})
+        for reward in (*values["rewards"], *values["evaluation"]["heldout_rewards"]):
+            del reward["workers"]
+        return values

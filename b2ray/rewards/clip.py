@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-from b2ray.config import Reward
-from b2ray.errors import ConfigError
-from b2ray.options import find
+from b2ray import hub
+from b2ray.config import Reward, Section
 from b2ray.rewards.preprocess import to_pixels
 
 PAPER_MODEL = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -19,21 +18,20 @@ PAPER_MODEL = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 class Clip:
     """Any `CLIPModel`; the paper's ViT-H-14 unless the specification names another."""
 
-    def __init__(self, spec: Reward, device: torch.device) -> None:
-        path = spec.path or PAPER_MODEL
-        local = find(path)
-        source, offline = str(local or path), local is not None
+    name = "a CLIPModel"
+    usual = PAPER_MODEL
+
+    def __init__(self, spec: Reward, options: Section, device: torch.device) -> None:
+        path = spec.path or self.usual
+        source, where = hub.source(path, spec.revision)
         try:
             model = CLIPModel.from_pretrained(
-                source, use_safetensors=True, local_files_only=offline, dtype=torch.float32
+                source, use_safetensors=True, dtype=torch.float32, **where
             )
-            self.tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
-            processor = AutoImageProcessor.from_pretrained(source, local_files_only=offline)
+            self.tokenizer = AutoTokenizer.from_pretrained(source, **where)
+            processor = AutoImageProcessor.from_pretrained(source, **where)
         except Exception as error:  # the loaders raise whatever their files provoke
-            reason = " ".join(str(error).split())[:300]
-            raise ConfigError(
-                f"reward {spec.name!r}: {path!r} cannot be loaded as a CLIPModel: {reason}"
-            ) from error
+            raise hub.refusal(f"reward {spec.name!r}:", path, self.name, error) from error
         self.model = model.to(device).eval().requires_grad_(False)
         self.device = device
         self.size = model.config.vision_config.image_size

@@ -12,7 +12,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from b2ray.config import Reward
 from b2ray.errors import ConfigError
-from b2ray.rewards import BUILT_IN, Panel, check_kind, checked, load, refuse_constant
+from b2ray.rewards import BUILT_IN, Panel, check, checked, load, refuse_constant
 from b2ray.rewards.clip import Clip
 from tests.models import PROMPTS
 
@@ -105,14 +105,15 @@ def test_a_constant_reward_is_refused_by_name():
 
 @pytest.mark.parametrize("kind", BUILT_IN)
 def test_built_in_kinds_are_known(kind):
-    check_kind(Reward(name="r", kind=kind))
+    options = {"url": "http://127.0.0.1/"} if kind == "http" else {}
+    check(Reward(name="r", kind=kind, options=options))
 
 
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("clipp", r"'mine' has kind 'clipp': use clip, or .*module:Class"),
-        ("my.module", "module:Class"),
+        ("clipp", r"'mine' has kind 'clipp': use aesthetic, .*module:name"),
+        ("my.module", "module:name"),
         ("no_such_module_here:Reward", "no module 'no_such_module_here'"),
         ("b2ray.nothing:Reward", "no module 'b2ray.nothing'"),
         ("no.parent.here:Reward", "no module 'no.parent.here'"),
@@ -121,13 +122,13 @@ def test_built_in_kinds_are_known(kind):
 )
 def test_a_kind_that_is_not_there_is_refused_before_anything_starts(kind, words):
     with pytest.raises(ConfigError, match=words):
-        check_kind(Reward(name="mine", kind=kind))
+        check(Reward(name="mine", kind=kind))
 
 
 def test_checking_does_not_import_a_heavy_module(tmp_path, monkeypatch):
     (tmp_path / "heavy_reward.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    check_kind(Reward(name="mine", kind="heavy_reward:Reward"))
+    check(Reward(name="mine", kind="heavy_reward:Reward"))
     assert "heavy_reward" not in sys.modules
 
 
@@ -135,7 +136,10 @@ def test_checking_does_not_import_a_heavy_module(tmp_path, monkeypatch):
     ("kind", "words"),
     [
         (f"{__name__}:Missing", "'mine' .*cannot be imported.*Missing"),
-        (f"{__name__}:NoReward", r"'mine': .*NoReward has no method score\(images, prompts\)"),
+        (
+            f"{__name__}:NoReward",
+            r"'mine': .*NoReward is neither a function",
+        ),
     ],
 )
 def test_a_class_that_is_no_reward_is_refused(kind, words):
@@ -148,7 +152,7 @@ def test_a_class_that_is_no_reward_is_refused(kind, words):
 
 @pytest.fixture(scope="module")
 def clip(models) -> Clip:
-    return Clip(Reward(name="clip", kind="clip", path=str(models / "reward")), CPU)
+    return load(Reward(name="clip", kind="clip", path=str(models / "reward")), CPU)
 
 
 def transformers_own(models, images: np.ndarray, prompts: list[str]) -> np.ndarray:
@@ -207,4 +211,4 @@ def test_a_panel_embeds_with_the_first_reward_that_can(models):
 
 def test_a_clip_that_does_not_load_is_a_sentence(models):
     with pytest.raises(ConfigError, match=r"reward 'clip': .*cannot be loaded as a CLIPModel"):
-        Clip(Reward(name="clip", kind="clip", path=str(models / "base")), CPU)
+        load(Reward(name="clip", kind="clip", path=str(models / "base")), CPU)

@@ -1,0 +1,44 @@
+"""Models from a local folder or from the hub, with errors in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from b2ray.errors import ConfigError
+from b2ray.options import find
+
+
+def source(path: str, revision: str | None = None) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` takes for a folder or hub id: its name, and where to look.
+
+    A folder that is there is never asked for on the hub.
+    """
+    local = find(path)
+    if local is not None:
+        return str(local), {"local_files_only": True}
+    return path, {"revision": revision} if revision else {}
+
+
+def file(path: str, name: str, revision: str | None = None) -> Path | None:
+    """A file of a folder or hub id on this disk, fetched if need be; None if it has no such file.
+
+    Raises:
+        OSError: the hub does not answer, or has no such repository.
+    """
+    local = find(path)
+    if local is not None:
+        return local / name if (local / name).is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(path, name, revision=revision))
+    except EntryNotFoundError:
+        return None
+
+
+def refusal(field: str, path: str, wanted: str, error: Exception) -> ConfigError:
+    """The one sentence for a model that cannot be loaded, whatever its loader raised."""
+    reason = " ".join(str(error).split())[:300]
+    return ConfigError(f"{field} {path!r} cannot be loaded as {wanted}: {reason}")
