@@ -43,7 +43,7 @@ class Crew:
         loads: dict[str, tuple[Any, tuple[Any, ...], str | None]] = {
             "sampler": (Sampler, (config, everything), "bind"),
             "scorer": (Scorer, (config,), None),
-            "learner": (Learner, (config,), "restore"),
+            "learner": (Learner, (config, list(prompts.train)), "restore"),
         }
         roles = []
         for name, count, cpus, gpus in shapes(config.fleet):

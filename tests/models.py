@@ -6,7 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -14,6 +21,7 @@ from transformers import (
     CLIPProcessor,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionConfig,
 )
@@ -52,27 +60,39 @@ def text_config() -> CLIPTextConfig:
     )
 
 
+# The schedule that Stable Diffusion 1.x, 2.x and XL were trained with.
+SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
+ZERO_SNR = {
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "rescale_betas_zero_snr": True,
+    "set_alpha_to_one": True,
+}
+
+
+def vae() -> AutoencoderKL:
+    """Pictures at twice the latents' size."""
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        layers_per_block=1,
+    )
+
+
 def pipeline(seed: int = 0, **scheduler: object) -> StableDiffusionPipeline:
     """A Stable Diffusion pipeline for 16 × 16 pictures on 8 × 8 latents."""
     torch.manual_seed(seed)
-    settings = {
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-        **scheduler,
-    }
+    own = {"clip_sample": False, "set_alpha_to_one": False}
     return StableDiffusionPipeline(
-        vae=AutoencoderKL(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            norm_num_groups=4,
-            layers_per_block=1,
-        ),
+        vae=vae(),
         text_encoder=CLIPTextModel(text_config()),
         tokenizer=tokenizer(),
         unet=UNet2DConditionModel(
@@ -85,10 +105,40 @@ def pipeline(seed: int = 0, **scheduler: object) -> StableDiffusionPipeline:
             attention_head_dim=2,
             norm_num_groups=4,
         ),
-        scheduler=DDIMScheduler(**settings),
+        scheduler=DDIMScheduler(**{**SCHEDULER, **own, **scheduler}),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+
+
+def sdxl(seed: int = 0, *, force_zeros: bool = True) -> StableDiffusionXLPipeline:
+    """A Stable Diffusion XL pipeline of XL's layout for 16 × 16 pictures on 8 × 8 latents."""
+    torch.manual_seed(seed)
+    return StableDiffusionXLPipeline(
+        vae=vae(),
+        text_encoder=CLIPTextModel(text_config()),
+        text_encoder_2=CLIPTextModelWithProjection(text_config()),
+        tokenizer=tokenizer(),
+        tokenizer_2=tokenizer(),
+        unet=UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 8, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=2,
+            transformer_layers_per_block=(1, 1, 2),
+            cross_attention_dim=32,  # both encoders side by side
+            attention_head_dim=2,
+            norm_num_groups=4,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=16 + 6 * 4,
+        ),
+        scheduler=EulerDiscreteScheduler(**SCHEDULER, timestep_spacing="leading"),
+        force_zeros_for_empty_prompt=force_zeros,
+        add_watermarker=False,
     )
 
 

@@ -20,14 +20,15 @@ class Learner(Worker):
     role = "learner"
 
     @guarded("loading the model")
-    def load(self, config: Config) -> Receipt:
-        """Load the model and add a fresh LoRA: version 0."""
+    def load(self, config: Config, prompts: Sequence[str]) -> Receipt:
+        """Load the model, add a fresh LoRA (version 0), and encode the prompts."""
         # Heavy, and the driver imports this module.
         from b2ray.diffusion.policy import Policy
         from b2ray.objectives.update import Updater
 
         began = time.perf_counter()
-        self.policy = Policy(config, device(config.learner.threads))
+        self.policy = Policy(config, device(config.learner.threads), decoder=False)
+        self.policy.prepare(prompts)
         self.updater = Updater(self.policy, config)
         self.version = 0
         count = sum(p.numel() for p in self.updater.parameters.values())

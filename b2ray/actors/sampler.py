@@ -27,6 +27,7 @@ class Sampler(Worker):
 
         began = time.perf_counter()
         self.policy = Policy(config, device(config.cpu_threads))
+        self.policy.prepare(prompts)
         cut = self.policy.too_long(prompts)
         return self.receipt(began, too_long=cut, device=str(self.policy.device))
 

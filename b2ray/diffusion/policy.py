@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 
 from b2ray.config import Config
 from b2ray.diffusion import lora
+from b2ray.diffusion.families import Condition
+from b2ray.diffusion.load import load_pipeline
 from b2ray.diffusion.lora_file import State
 from b2ray.diffusion.schedule import Schedule
 from b2ray.errors import ConfigError
-from b2ray.options import find
 
 Noise = Callable[[int], np.ndarray]  # step index -> standard normal, float32, (B, C, H, W)
 
@@ -38,26 +40,25 @@ class Policy:
     Args:
         config: the run's configuration (model, sampling and the LoRA's seed are used).
         device: where it runs.
+        decoder: whether it will `decode`; if not, the VAE stays off the device.
 
     Raises:
-        ConfigError: if the model cannot be loaded as a StableDiffusionPipeline.
+        ConfigError: if the model cannot be loaded, or cannot make pictures of the wanted size.
     """
 
-    def __init__(self, config: Config, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, config: Config, device: torch.device, decoder: bool = True) -> None:
+        self.config, self.device = config, device
         self.dtype = getattr(torch, config.model.dtype)
         self.guidance = config.sampling.guidance
-        pipeline = load_pipeline(config.model.path, self.dtype)
-        self.pipeline = pipeline.to(device)
-        for module in (pipeline.vae, pipeline.text_encoder):
-            module.requires_grad_(False).eval()
-        lora.add(pipeline.unet, config.model.lora, config.seed)
-        pipeline.unet.eval()
+        self.pipeline, self.family = load_pipeline(config.model)
+        self.latent_shape = _latent_shape(self.pipeline, config)
+        self._prepare_frozen(decoder)
+        self._prepare_unet()
         table = Schedule.from_config(
-            pipeline.scheduler.config, config.sampling.steps, config.sampling.eta
+            self.pipeline.scheduler.config, config.sampling.steps, config.sampling.eta
         )
         self.schedule = table.to(device)
-        self._embeddings: dict[str, torch.Tensor] = {}
+        self._conditions: dict[str | None, Condition] = {}
         self.unet_evals = 0  # guided evaluations: both halves of guidance together are one
 
     def bind(self, weights: State) -> str:
@@ -68,38 +69,45 @@ class Policy:
         """A copy of the LoRA as float32 arrays."""
         return lora.state(self.pipeline.unet)
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one latent."""
-        unet = self.pipeline.unet.config
-        size = unet.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return unet.in_channels, height, width
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """The base model: the adapter is switched off inside."""
+        self.pipeline.unet.disable_adapters()
+        try:
+            yield
+        finally:
+            self.pipeline.unet.enable_adapters()
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts that the tokenizer cuts off."""
-        tokenizer = self.pipeline.tokenizer
-        limit = tokenizer.model_max_length
-        return [p for p in prompts if len(tokenizer(p, truncation=False).input_ids) > limit]
+        """The prompts that a tokenizer cuts off."""
+        tokenizers = [getattr(self.pipeline, name) for name in self.family.TOKENIZERS]
+        return [
+            p
+            for p in prompts
+            if any(len(t(p, truncation=False).input_ids) > t.model_max_length for t in tokenizers)
+        ]
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Text conditions of shape (B, L, D), each prompt encoded once and kept.
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Encode prompts ahead, each once and alone, so that none depends on its neighbours."""
+        new = [p for p in dict.fromkeys([None, *prompts]) if p not in self._conditions]
+        if not new:
+            return
+        names, size = self.family.ENCODERS, self.picture_size
+        with self._on_device(*(getattr(self.pipeline, name) for name in names)):
+            for prompt in new:
+                found = self.family.encode(self.pipeline, prompt, *size)
+                self._conditions[prompt] = Condition(
+                    found.text.to(self.device),
+                    {name: row.to(self.device) for name, row in found.added.items()},
+                )
 
-        Prompts are encoded one at a time, so that a condition never depends on its neighbours.
-        """
-        tokenizer = self.pipeline.tokenizer
-        for prompt in dict.fromkeys(prompts):
-            if prompt not in self._embeddings:
-                ids = tokenizer(
-                    prompt,
-                    padding="max_length",
-                    truncation=True,
-                    max_length=tokenizer.model_max_length,
-                    return_tensors="pt",
-                ).input_ids
-                self._embeddings[prompt] = self.pipeline.text_encoder(ids.to(self.device))[0][0]
-        return torch.stack([self._embeddings[p] for p in prompts])
+    def encode(self, prompts: Sequence[str | None]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Conditions of B prompts (None: unconditional): text (B, L, D), added rows (B, …)."""
+        self.prepare([p for p in prompts if p is not None])
+        rows = [self._conditions[p] for p in prompts]
+        added = {name: torch.stack([r.added[name] for r in rows]) for name in rows[0].added}
+        return torch.stack([r.text for r in rows]), added
 
     def predict(self, i: torch.Tensor, x: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
         """The UNet's guided output (arXiv 2207.12598, equation 6), float32.
@@ -111,22 +119,30 @@ class Policy:
             x: latents, shape (B, C, H, W).
             prompts: B prompts.
         """
-        condition, t, unet = self.encode(prompts), self.schedule.timesteps[i], self.pipeline.unet
+        t = self.schedule.timesteps[i]
         self.unet_evals += len(x)
         if self.guidance <= 1:
-            return unet(x, t, encoder_hidden_states=condition).sample.float()
-        both = torch.cat([self.encode([""]).expand_as(condition), condition])
-        output = unet(
-            torch.cat([x, x]), torch.cat([t, t]), encoder_hidden_states=both
-        ).sample.float()
+            return self._unet(x, t, prompts)
+        both = [*([None] * len(prompts)), *prompts]
+        output = self._unet(torch.cat([x, x]), torch.cat([t, t]), both)
         without, with_prompt = output.chunk(2)
-        return without + self.guidance * (with_prompt - without)
+        guided = without + self.guidance * (with_prompt - without)
+        share = self.config.sampling.guidance_rescale
+        if share == 0:
+            return guided
+        # arXiv 2305.08891, equations 15 and 16.
+        rescaled = guided * (_std(with_prompt) / _std(guided))
+        return share * rescaled + (1 - share) * guided
 
     @torch.no_grad()
     def denoise(
         self, x: torch.Tensor, prompts: Sequence[str], first: int, last: int, noise: Noise
     ) -> Rollout:
-        """Take the steps first .. last - 1 from latents at t_first."""
+        """Take the steps first .. last - 1 from latents at t_first.
+
+        Raises:
+            ValueError: the latents are not finite: the model overflows in its precision.
+        """
         x = x.to(self.device, self.dtype)
         latents, log_probs = [x], []
         for step in range(first, last):
@@ -136,6 +152,11 @@ class Policy:
             x, log_prob = self.schedule.step(i, x, output, draw)
             latents.append(x)
             log_probs.append(log_prob)
+        if not x.isfinite().all():
+            raise ValueError(
+                f"latents are not finite after step {last}: the UNet overflows in "
+                f"{self.config.model.dtype}; use model.dtype=bfloat16 or float32"
+            )
         none = torch.empty(len(x), 0, device=self.device)
         return Rollout(torch.stack(latents, 1), torch.stack(log_probs, 1) if log_probs else none)
 
@@ -149,28 +170,101 @@ class Policy:
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Pictures of final latents (B, C, H, W): uint8, shape (B, height, width, 3), rounded."""
         vae = self.pipeline.vae
-        scaled = latents.to(self.device, self.dtype) / vae.config.scaling_factor
-        pictures = vae.decode(scaled).sample.float()
+        with self._on_device(vae):
+            pictures = self._decode(latents, vae.dtype)
+            if vae.dtype == torch.float16 and not pictures.isfinite().all():
+                vae.float()  # for this call alone, so that no call depends on those before it
+                pictures = self._decode(latents, torch.float32)
+                vae.half()
         levels = ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return levels.permute(0, 2, 3, 1).cpu().numpy()
 
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        _, height, width = self.latent_shape
+        factor = self.pipeline.vae_scale_factor
+        return height * factor, width * factor
 
-def load_pipeline(path: str, dtype: torch.dtype) -> StableDiffusionPipeline:
-    """A StableDiffusionPipeline from a local folder or the hub, without its safety checker."""
-    local = find(path)
-    try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            str(local or path),
-            dtype=dtype,
-            safety_checker=None,
-            requires_safety_checker=False,
-            use_safetensors=True,
-            local_files_only=local is not None,
-        )
-    except Exception as error:  # the loaders raise whatever their files provoke
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(
-            f"model.path {path!r} cannot be loaded as a StableDiffusionPipeline: {reason}"
-        ) from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    # --- making ready --------------------------------------------------------------------------
+
+    def _prepare_frozen(self, decoder: bool) -> None:
+        model, vae = self.config.model, self.pipeline.vae
+        upcast = self.dtype == torch.float16 and vae.config.force_upcast
+        auto = "float32" if upcast else model.dtype
+        wanted = getattr(torch, auto if model.vae_dtype == "auto" else model.vae_dtype)
+        if vae.dtype != wanted:
+            vae.to(dtype=wanted)
+        if model.vae_slicing:
+            vae.enable_slicing()
+        if model.vae_tiling:
+            vae.enable_tiling()
+        frozen = [vae, *(getattr(self.pipeline, name) for name in self.family.ENCODERS)]
+        for module in frozen:
+            module.requires_grad_(False).eval()
+        if not model.offload:
+            for module in frozen if decoder else frozen[1:]:
+                module.to(self.device)
+
+    def _prepare_unet(self) -> None:
+        model, unet = self.config.model, self.pipeline.unet
+        unet.to(self.device)
+        if model.channels_last:
+            unet.to(memory_format=torch.channels_last)
+        lora.add(unet, model.lora, self.config.seed)
+        unet.eval()
+        if model.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        if model.compile:
+            unet.compile()
+
+    @contextlib.contextmanager
+    def _on_device(self, *modules: torch.nn.Module) -> Iterator[None]:
+        """Modules on the device for the time of a call, if they are kept off it."""
+        if not self.config.model.offload:
+            yield
+            return
+        for module in modules:
+            module.to(self.device)
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.to("cpu")
+
+    # --- calls ---------------------------------------------------------------------------------
+
+    def _unet(
+        self, x: torch.Tensor, t: torch.Tensor, prompts: Sequence[str | None]
+    ) -> torch.Tensor:
+        text, added = self.encode(prompts)
+        more: dict[str, Any] = {"added_cond_kwargs": added} if added else {}
+        return self.pipeline.unet(x, t, encoder_hidden_states=text, **more).sample.float()
+
+    def _decode(self, latents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        vae = self.pipeline.vae
+        scaled = latents.to(self.device, torch.float32) / vae.config.scaling_factor
+        return vae.decode(scaled.to(dtype)).sample.float()
+
+
+def _latent_shape(pipeline: Any, config: Config) -> tuple[int, int, int]:
+    """(C, H, W) of one latent for pictures of the wanted size."""
+    unet, factor = pipeline.unet.config, pipeline.vae_scale_factor
+    own = unet.sample_size
+    sizes = (own, own) if isinstance(own, int) else tuple(own)
+    # The UNet halves its input between its blocks, and must double it back.
+    multiple = factor * 2 ** (len(unet.block_out_channels) - 1)
+    wanted = []
+    for field, latent in zip(("height", "width"), sizes, strict=True):
+        pixels = getattr(config.sampling, field) or latent * factor
+        if pixels % factor or (pixels != latent * factor and pixels % multiple):
+            raise ConfigError(
+                f"sampling.{field} is {pixels}: this model makes pictures in multiples of "
+                f"{multiple} pixels; use {max(1, round(pixels / multiple)) * multiple}"
+            )
+        wanted.append(pixels // factor)
+    return unet.in_channels, *wanted
+
+
+def _std(x: torch.Tensor) -> torch.Tensor:
+    return x.std(dim=(1, 2, 3), keepdim=True)

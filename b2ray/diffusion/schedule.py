@@ -76,6 +76,11 @@ class Schedule:
             )
         t_next = t - conf.num_train_timesteps // steps
         alpha = scheduler.alphas_cumprod[t]
+        if conf.prediction_type == "epsilon" and alpha.min() <= 0:
+            raise ConfigError(
+                "the model's scheduler has rescale_betas_zero_snr=True with epsilon prediction, "
+                "which at pure noise says nothing of the image: use prediction_type=v_prediction"
+            )
         # Chosen on the unclamped index: only a step that really leaves the table ends at the image.
         alpha_next = torch.where(
             t_next >= 0,
@@ -107,15 +112,21 @@ class Schedule:
         """For each step whether its density is wide enough to train."""
         return tuple((self.sigma >= MIN_SIGMA).tolist())
 
-    def noise_sensitivity(self) -> torch.Tensor:
-        """|d log p / d eps| of a step up to its own noise, |d mean / d eps| / sigma, shape (T,).
+    def sensitivity(self) -> torch.Tensor:
+        """|d log p / d output| of a step up to its own noise, |d mean / d output| / sigma, (T,).
 
-        From equation 12 of the DDIM paper for an epsilon prediction; infinite where sigma is 0.
+        The mean is linear in x0 and eps (equation 12 of the DDIM paper), and both are in the
+        model's output; infinite where sigma is 0.
         """
         a, a_next = self.alpha, self.alpha_next
-        through_x0 = (a_next * (1 - a) / a).sqrt()
-        direct = (1 - a_next - self.sigma**2).clamp(min=0).sqrt()
-        return (direct - through_x0).abs() / self.sigma
+        of_x0, of_eps = a_next.sqrt(), (1 - a_next - self.sigma**2).clamp(min=0).sqrt()
+        if self.prediction == "epsilon":
+            slope = of_eps - of_x0 * ((1 - a) / a).sqrt()
+        elif self.prediction == "v_prediction":
+            slope = of_eps * a.sqrt() - of_x0 * (1 - a).sqrt()
+        else:
+            slope = of_x0 - of_eps * (a / (1 - a)).sqrt()
+        return slope.abs() / self.sigma
 
     def predicted_image(
         self, i: torch.Tensor, x: torch.Tensor, output: torch.Tensor

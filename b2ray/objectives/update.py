@@ -53,6 +53,8 @@ class Updater:
         self.objective = OBJECTIVES[config.objective.kind]
         elements = math.prod(policy.latent_shape)
         self.clip = config.objective.clip_nats / elements
+        # A density is a mean over the elements, so each one's gradient is too small for float16.
+        self.loss_scale = float(elements) if policy.dtype == torch.float16 else 1.0
         self.step_weights = _step_weights(policy, config)
         self.parameters = lora.parameters(policy.pipeline.unet)
         self.optimizer = torch.optim.AdamW(
@@ -137,12 +139,17 @@ class Updater:
             log_prob = self.policy.schedule.log_prob(micro.step, micro.x, output, micro.following)
             loss, clipped = self.objective(log_prob, micro.old, micro.advantage, self.clip)
             # The sum over the true count: batches and microbatches of any size weigh the same.
-            ((loss * self.step_weights[micro.step]).sum() / len(pairs.step)).backward()
+            mean = (loss * self.step_weights[micro.step]).sum() / len(pairs.step)
+            (mean * self.loss_scale).backward()
             meter.add(micro.step, log_prob.detach() - micro.old, clipped, check_drift)
             if output.grad is not None:
-                meter.add_gradient(micro.step, output.grad * len(pairs.step))
+                scale = len(pairs.step) / self.loss_scale
+                meter.add_gradient(micro.step, output.grad * scale)
         if check_drift:
             self._refuse_drift(meter)
+        for parameter in self.parameters.values():
+            if parameter.grad is not None and self.loss_scale != 1:
+                parameter.grad /= self.loss_scale
         norm = torch.nn.utils.clip_grad_norm_(
             self.parameters.values(), self.config.learner.max_grad_norm
         )
@@ -196,7 +203,7 @@ def _step_weights(policy: Policy, config: Config) -> torch.Tensor:
     if config.objective.step_weights == "none":
         return torch.ones_like(schedule.sigma)
     trainable = torch.tensor(schedule.trainable, device=schedule.sigma.device)
-    weights = torch.where(trainable, 1 / schedule.noise_sensitivity(), 0.0)
+    weights = torch.where(trainable, 1 / schedule.sensitivity(), 0.0)
     return weights / weights[trainable].mean()
 
 

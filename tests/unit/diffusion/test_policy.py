@@ -102,7 +102,7 @@ def test_guidance_extrapolates_from_the_unconditional_output(policy):
     unet, t = policy.pipeline.unet, policy.schedule.timesteps[i]
 
     def plain(prompts: list[str]) -> torch.Tensor:
-        return unet(x, t, encoder_hidden_states=policy.encode(prompts)).sample
+        return unet(x, t, encoder_hidden_states=policy.encode(prompts)[0]).sample
 
     with torch.no_grad():
         without, with_prompt = plain(["", ""]), plain(PROMPTS[:2])
@@ -147,19 +147,19 @@ def test_each_prompt_is_encoded_once_and_alone(other, monkeypatch):
         encoder, "forward", lambda ids, *a: seen.append(len(ids)) or forward(ids, *a)
     )
     prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
-    first = policy.encode(prompts)
-    assert seen == [1, 1]
-    policy.denoise(start(3), prompts, 0, 6, pipelines_noise(torch.Size([3, 4, 8, 8])))
+    first, _ = policy.encode(prompts)
     assert seen == [1, 1, 1]  # and the empty prompt
-    assert torch.equal(policy.encode(prompts), first)
+    policy.denoise(start(3), prompts, 0, 6, pipelines_noise(torch.Size([3, 4, 8, 8])))
+    assert seen == [1, 1, 1]
+    assert torch.equal(policy.encode(prompts)[0], first)
     assert torch.equal(first[0], first[2])
     assert not torch.equal(first[0], first[1])
 
 
 def test_conditions_are_the_pipelines_own(policy):
     theirs, unconditional = policy.pipeline.encode_prompt(PROMPTS, CPU, 1, True)
-    torch.testing.assert_close(policy.encode(PROMPTS), theirs, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(policy.encode([""] * 3), unconditional, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(policy.encode(PROMPTS)[0], theirs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(policy.encode([None] * 3)[0], unconditional, rtol=1e-5, atol=1e-5)
 
 
 def test_pictures_are_rounded_not_cut_off(other, monkeypatch):  # defect 13
