@@ -31,7 +31,7 @@ def check_files(config: Config) -> PromptSets:
         ConfigError: one sentence that names the field and the remedy.
     """
     check_model(config.model.path)
-    for reward in (*config.rewards, *config.evaluation.heldout_rewards):
+    for reward in config.all_rewards:
         check(reward)
         if reward.path and find(reward.path) is None and not _may_be_hub_id(reward.path):
             raise ConfigError(f"reward {reward.name!r}: there is no folder {reward.path!r}")

@@ -390,7 +390,7 @@ class Config(BaseSettings):
         return None
 
     def _name_problem(self) -> str | None:
-        names = [r.name for r in (*self.rewards, *self.evaluation.heldout_rewards)]
+        names = [r.name for r in self.all_rewards]
         twice = next((n for n in names if names.count(n) > 1), None)
         if twice:
             return f"reward name {twice!r} is used twice: names must differ in logs"
@@ -398,6 +398,11 @@ class Config(BaseSettings):
         taken = {"mean", "pairwise", "vendi", "step", *SUMMARY_WORDS}
         clash = next((n for n in names if n in taken), None)
         return f"reward name {clash!r} is a word of the summary: choose another" if clash else None
+
+    @property
+    def all_rewards(self) -> tuple[Reward, ...]:
+        """The rewards that are trained on, then those that are only measured."""
+        return (*self.rewards, *self.evaluation.heldout_rewards)
 
     @property
     def groups(self) -> int:

@@ -12,16 +12,17 @@ import ray
 from b2ray.actors.learner import Learner
 from b2ray.actors.sampler import Sampler
 from b2ray.actors.scorer import Scorer
-from b2ray.branching import WorkUnit
+from b2ray.branching import RewardWindow, WorkUnit
 from b2ray.checks import PromptSets
 from b2ray.config import Config
-from b2ray.errors import WorkerError
-from b2ray.evaluation import Evaluated, evaluate, total_reward
+from b2ray.errors import ConfigError, WorkerError
+from b2ray.evaluation import Evaluated, evaluated, evaluation_units
 from b2ray.fleet.dispatch import Dispatcher
 from b2ray.fleet.plans import LearnerCall, Ready, Rollout
-from b2ray.fleet.session import StopFlag, shapes
+from b2ray.fleet.session import Need, StopFlag, needs, scorers
 from b2ray.fleet.slots import Role, Weights
 from b2ray.rewards import refuse_constant
+from b2ray.rewards.combine import Statistics, combine
 
 MAX_LAG = 0  # versions that a trajectory may be behind the learner
 
@@ -40,15 +41,17 @@ class Crew:
     def __init__(self, config: Config, prompts: PromptSets, stop: StopFlag) -> None:
         self.config = config
         everything = [p for prompts in prompts.evaluated().values() for p in prompts]
-        loads: dict[str, tuple[Any, tuple[Any, ...], str | None]] = {
+        self.scorers = scorers(config)
+        with_weights: dict[str, tuple[type, tuple[Any, ...], str]] = {
             "sampler": (Sampler, (config, everything), "bind"),
-            "scorer": (Scorer, (config,), None),
             "learner": (Learner, (config, list(prompts.train)), "restore"),
         }
         roles = []
-        for name, count, cpus, gpus in shapes(config.fleet):
-            actor, load_args, sync = loads[name]
-            roles.append(Role(name, count, _maker(actor, cpus, gpus), load_args, sync))
+        for need in needs(config):
+            actor, args, sync = with_weights.get(
+                need.role, (Scorer, (config, self.scorers.get(need.role)), None)
+            )
+            roles.append(Role(need.role, need.count, _maker(actor, need), args, sync))
         self.dispatcher = Dispatcher(
             roles,
             stop,
@@ -75,7 +78,7 @@ class Crew:
         """Sample and score a stage; every sampler is used, none matters."""
         names = [r.name for r in self.config.rewards]
         batch = self.config.branching.branch_batch
-        plan = Rollout(units, batch, names, record=True, progress=progress)
+        plan = Rollout(units, batch, self.scorers, names, record=True, progress=progress)
         self.dispatcher.run(plan)
         for name in names:
             try:
@@ -84,18 +87,41 @@ class Crew:
                 raise WorkerError("scorer", "any node", "scoring a stage", str(error)) from error
         return plan
 
-    def total_reward(self, rollout: Rollout) -> np.ndarray:
-        """The weighted sum that is trained on, float64, shape (G, K)."""
-        names = [r.name for r in self.config.rewards]
-        return total_reward(self.config, {n: rollout.reward_table(n) for n in names})
+    def total_reward(
+        self, rollout: Rollout, earlier: RewardWindow
+    ) -> tuple[np.ndarray, RewardWindow]:
+        """The weighted sum that is trained on, float64, shape (G, K), and the window of each
+        reward's own scores with this stage in it."""
+        rewards = self.config.rewards
+        tables = {r.name: rollout.reward_table(r.name) for r in rewards}
+        names = [r.name for r in rewards if r.scale == "window"]
+        window = earlier
+        if names:
+            window = earlier.with_stage(names, np.stack([tables[n].ravel() for n in names]))
+        return combine(rewards, tables, window.statistics(2)), window
 
     def evaluate(
-        self, prompts: Sequence[str], which: int, count: int, progress: Callable[[int], Any]
+        self,
+        prompts: Sequence[str],
+        which: int,
+        count: int,
+        reference: Statistics | None,
+        progress: Callable[[int], Any],
     ) -> Evaluated:
-        """Figures of the current policy on a prompt set, fixed seeds."""
-        version = self.weights.version
-        run = self.dispatcher.run
-        return evaluate(run, self.config, prompts, which, version, count, progress)
+        """Figures of the current policy on a prompt set, fixed seeds (`b2ray.evaluation`)."""
+        units = evaluation_units(self.config, prompts, which, self.weights.version, count)
+        plan = Rollout(
+            units,
+            self.config.evaluation.batch,
+            self.scorers,
+            [r.name for r in self.config.all_rewards],
+            record=False,
+            embed=True,
+            keep_pictures=self.config.evaluation.previews,
+            progress=progress,
+        )
+        self.dispatcher.run(plan)
+        return evaluated(self.config, plan, reference)
 
     def update(
         self, stage: int, interval: int, selected: Sequence[tuple[str, float, Any]]
@@ -118,15 +144,15 @@ class Crew:
         assert self.dispatcher.weights is not None
         return self.dispatcher.weights
 
-    def reward_figures(self, rollout: Rollout) -> dict[str, float]:
-        """Mean of each reward over the stage's samples."""
+    def reward_figures(self, rollout: Rollout, total: np.ndarray) -> dict[str, float]:
+        """Mean of each reward, as it was scored, and of the sum over the stage's samples."""
         means = {f"reward/{r.name}": rollout.reward_table(r.name) for r in self.config.rewards}
-        means["reward/mean"] = self.total_reward(rollout)
+        means["reward/mean"] = total
         return {name: float(table.mean()) for name, table in means.items()}
 
     def fleet_figures(self, images_per_second: float) -> dict[str, float]:
         """How the fleet is, and how fast per GPU: an overlap that needs one more may not pay."""
-        gpus = sum(count * each for _, count, _, each in shapes(self.config.fleet))
+        gpus = sum(need.count * need.gpus for need in needs(self.config))
         per_gpu = {"throughput/images_per_second_per_gpu": images_per_second / gpus} if gpus else {}
         return {
             **per_gpu,
@@ -147,7 +173,13 @@ class Crew:
         )
 
 
-def _maker(actor: type, cpus: float, gpus: float) -> Callable[[], Any]:
-    # A worker that Ray restarts by itself would come back without weights: slots are replaced.
-    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(actor)
+def _maker(actor: type, need: Need) -> Callable[[], Any]:
+    options: dict[str, Any] = {"num_cpus": need.cpus, "num_gpus": need.gpus}
+    if need.runtime_env:
+        options["runtime_env"] = dict(need.runtime_env)
+    try:
+        # A worker that Ray restarts by itself would come back without weights: slots are replaced.
+        remote = ray.remote(max_restarts=0, max_task_retries=0, **options)(actor)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{need.field}: runtime_env is refused by Ray: {error}") from error
     return lambda: remote.remote()

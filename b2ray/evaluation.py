@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from b2ray.branching import Group, WorkUnit
 from b2ray.config import Config
 from b2ray.diffusion.noise import Domain
 from b2ray.fleet.plans import Rollout
+from b2ray.rewards.combine import Statistics, combine, statistics
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class Evaluated:
         prompts: the prompt of each picture.
         vectors: unit embeddings, shape (N, D); None if no reward has them.
         pictures: refs of the first calls' pictures, in order.
+        reference: (mean, std) of the rewards with `scale=window` that were used.
     """
 
     scores: dict[str, np.ndarray]
     prompts: list[str]
     vectors: np.ndarray | None
     pictures: list[Any]
+    reference: Statistics
 
     def means(self, count: int) -> dict[str, float]:
         """Mean scores and the diversity of the first `count` pictures, by name.
@@ -69,40 +72,40 @@ def evaluation_units(
     ]
 
 
-def evaluate(
-    run_plan: Callable[[Any], None],
-    config: Config,
-    prompts: Sequence[str],
-    which: int,
-    version: int,
-    count: int,
-    progress: Callable[[int], Any],
-) -> Evaluated:
-    """Sample and score `count` pictures of a prompt set with the current policy."""
-    trained = [r.name for r in config.rewards]
-    names = [*trained, *(r.name for r in config.evaluation.heldout_rewards)]
-    units = evaluation_units(config, prompts, which, version, count)
-    plan = Rollout(
-        units,
-        config.evaluation.batch,
-        names,
-        record=False,
-        embed=True,
-        keep_pictures=config.evaluation.previews,
-        progress=progress,
-    )
-    run_plan(plan)
-    scores = {name: plan.reward_table(name)[:, 0] for name in names}
-    scores["reward"] = total_reward(config, scores)
-    found = [plan.embeddings[key] for key in sorted(plan.embeddings)]
+def evaluated(config: Config, plan: Rollout, reference: Statistics | None) -> Evaluated:
+    """The figures of a finished rollout of `evaluation_units`.
+
+    Rewards with `scale=window` are standardised by `reference`, the statistics of the run's first
+    evaluation, so that the sum means the same at every evaluation; None: this is the first.
+    """
+    scores = {r.name: plan.reward_table(r.name)[:, 0] for r in config.all_rewards}
+    reference = statistics(config.rewards, scores) if reference is None else reference
+    scores["reward"] = combine(config.rewards, scores, reference)
     pictures = [plan.pictures[key] for key in sorted(plan.pictures)]
-    texts = [group.prompt for unit in units for group in unit.groups]
-    return Evaluated(scores, texts, np.stack(found) if found else None, pictures)
+    texts = [group.prompt for unit in plan.units for group in unit.groups]
+    return Evaluated(scores, texts, plan.vectors(), pictures, reference)
 
 
-def total_reward(config: Config, scores: dict[str, np.ndarray]) -> np.ndarray:
-    """The weighted sum that is trained on."""
-    return np.sum([r.weight * scores[r.name] for r in config.rewards], axis=0)
+def overtaken(
+    before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], heldout: Sequence[str]
+) -> list[str]:
+    """The held-out rewards that fell while `reward` rose: reward hacking, most likely.
+
+    Both by more than two standard errors of the mean difference of the same seeds; the shorter of
+    the two evaluations counts, whose pictures are the first of the longer one's.
+
+    Args:
+        before, after: scores by reward, arrays of shape (N,).
+        heldout: names of the rewards to look at.
+    """
+
+    def rise(name: str) -> float:
+        n = min(len(before[name]), len(after[name]))
+        change = after[name][:n] - before[name][:n]
+        error = change.std(ddof=1) / np.sqrt(n) if n > 1 else 0.0
+        return float(change.mean() / error) if error > 0 else 0.0
+
+    return [name for name in heldout if rise("reward") > 2 and rise(name) < -2]
 
 
 def diversity(vectors: np.ndarray, prompts: Sequence[str]) -> tuple[float, float]:

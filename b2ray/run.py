@@ -74,8 +74,8 @@ def _run(config: Config, prompts: PromptSets, folder: RunFolder) -> int:
         return EXIT_DONE
     status = "FAILED"
     try:
-        with session(config.fleet) as stop:
-            preflight(config.fleet)
+        with session(config) as stop:
+            preflight(config)
             summary = Run(config, prompts, folder, log, stop).train()
         status = "FINISHED"
     except Stopped as signal:
@@ -157,7 +157,7 @@ class Run:
             rollout = crew.rollout(units, recorder.advance)
         sampled = time.perf_counter()
         prompts = [group.prompt for unit in units for group in unit.groups]
-        rewards = crew.total_reward(rollout)
+        rewards, scores = crew.total_reward(rollout, state.scores)
 
         # Selection and advantages: leaves against the leaves of their own group.
         window = state.window.with_stage(prompts, rewards)
@@ -177,7 +177,7 @@ class Run:
         figures = {
             **spread(rewards, chosen),
             **update.figures,
-            **crew.reward_figures(rollout),
+            **crew.reward_figures(rollout, rewards),
             **crew.fleet_figures(rewards.size / (sampled - began)),
             "interval": float(n),
             "time/sample": sampled - began,
@@ -189,7 +189,7 @@ class Run:
             "cost/unet_evals": float(rollout.unet_evals + update.unet_evals),
             "cost/trained_leaves": float(len(selected)),
         }
-        return recorder.commit(crew, state, window, figures, costs)
+        return recorder.commit(crew, state, window, scores, figures, costs)
 
     def work_units(self, state: RunState, n: int) -> list[WorkUnit]:
         """The stage's groups, cut into units of a fixed size."""

@@ -1,4 +1,4 @@
-"""The scorer: rates pictures with every reward of the run."""
+"""The scorer: rates pictures with rewards that share its process."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from b2ray.rewards import Panel
 
 
 class Scorer(Worker):
-    """The trained and the held-out rewards on one device."""
+    """Some of the run's rewards, trained on or held out, on one device."""
 
     role = "scorer"
 
     @guarded("loading the rewards")
-    def load(self, config: Config) -> Receipt:
-        """Load every reward of the run."""
+    def load(self, config: Config, names: Sequence[str]) -> Receipt:
+        """Load the rewards of these names."""
         began = time.perf_counter()
-        specs = [*config.rewards, *config.evaluation.heldout_rewards]
+        specs = [r for r in config.all_rewards if r.name in names]
         self.panel = Panel(specs, device(config.cpu_threads))
         return self.receipt(began)
 
@@ -29,8 +29,12 @@ class Scorer(Worker):
     def score(
         self, images: np.ndarray, prompts: Sequence[str], names: Sequence[str], embed: bool
     ) -> Receipt:
-        """Scores by reward name, float32 (N,), and embeddings if asked for, in the receipt."""
+        """Scores by reward name, float32 (N,), and embeddings if asked for, in the receipt.
+
+        Of `names` those that are loaded here are scored.
+        """
         began = time.perf_counter()
-        scores = self.panel.score(images, prompts, names)
+        mine = [n for n in names if n in self.panel.rewards]
+        scores = self.panel.score(images, prompts, mine)
         embeddings = self.panel.embed(images) if embed else None
         return self.receipt(began, scores=scores, embeddings=embeddings)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, RuntimeEnvSetupError
 
 from b2ray.actors.worker import Receipt
 from b2ray.errors import ConfigError, Stopped, WorkerError
@@ -159,6 +159,10 @@ class Dispatcher:
         slot.busy = False
         try:
             receipt: Receipt = ray.get(ref)
+        except RuntimeEnvSetupError as error:
+            raise ConfigError(
+                f"{slot.role.name}: its runtime_env cannot be set up: {_first_line(error)}"
+            ) from error
         except RayActorError as error:
             self._replace(slot, call, error)
         except ObjectLostError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,17 @@ class Rollout:
 
     A prefix is a ref that any sampler can branch from: a sampler first takes ranges of prefixes it
     made, then a new unit, and when units run out, ranges of prefixes made elsewhere. Pictures go to
-    a scorer as soon as they exist. How the work is cut does not depend on who does it.
+    a scorer of each role as soon as they exist. How the work is cut does not depend on who does it.
+
+    Args:
+        units: what is rolled out.
+        branch_batch: leaves per call.
+        scorers: the rewards that each role of scorers has loaded.
+        rewards: the rewards that are wanted.
+        record: keep trajectories.
+        embed: ask scorers for embeddings.
+        keep_pictures: of how many leaves at the beginning pictures are kept.
+        progress: called with the number of leaves that have all their scores.
 
     Attributes:
         scores: by reward, unit index and leaf; see `reward_table`.
@@ -35,6 +45,7 @@ class Rollout:
         self,
         units: Sequence[WorkUnit],
         branch_batch: int,
+        scorers: Mapping[str, Sequence[str]],
         rewards: Sequence[str],
         *,
         record: bool,
@@ -45,7 +56,8 @@ class Rollout:
         self.units, self.batch, self.rewards = units, branch_batch, list(rewards)
         self.record, self.embed, self.keep, self.progress = record, embed, keep_pictures, progress
         self.scores: dict[str, dict[tuple[int, int], float]] = defaultdict(dict)
-        self.embeddings: dict[tuple[int, int], np.ndarray] = {}
+        self._scorers = [role for role, names in scorers.items() if set(names) & set(rewards)]
+        self._embeddings: dict[str, dict[tuple[int, int], np.ndarray]] = defaultdict(dict)
         self.trajectories: dict[tuple[int, int], Any] = {}
         self.pictures: dict[tuple[int, int], Any] = {}
         self.unet_evals = 0
@@ -56,19 +68,23 @@ class Rollout:
         self._waiting: dict[int, list[Range]] = {
             u.index: [(u, low, high) for low, high in u.ranges(branch_batch)] for u in units
         }
-        self._unscored: deque[tuple[Range, Any]] = deque()
-        self._left = sum(len(ranges) for ranges in self._waiting.values())
+        # Ranges whose pictures wait for a role, and the roles that each range still waits for.
+        self._unscored: dict[str, deque[tuple[Range, Any]]] = {r: deque() for r in self._scorers}
+        self._roles_left = {
+            (u.index, low): set(self._scorers) for u in units for low, _ in u.ranges(branch_batch)
+        }
 
     @property
     def finished(self) -> bool:
         """Whether every leaf has its scores."""
-        return self._left == 0
+        return not self._roles_left
 
     def next_call(self, slot: Slot) -> Call | None:
         """Work for a sampler or a scorer."""
-        if slot.role.name == "scorer":
-            return self._score() if self._unscored else None
-        if slot.role.name != "sampler":
+        role = slot.role.name
+        if role in self._unscored:
+            return self._score(role) if self._unscored[role] else None
+        if role != "sampler":
             return None
         mine = next((r for r in self._ranges if self._maker[r[0].index] == slot.index), None)
         if mine is not None:
@@ -89,9 +105,10 @@ class Rollout:
         elif call.method == "denoise_branches":
             for leaf, ref in zip(range(low, high), results[1:], strict=self.record):
                 self.trajectories[unit.index, leaf] = ref
-            self._unscored.append(((unit, low, high), results[0]))
+            for role in sorted(self._roles_left.get((unit.index, low), ())):
+                self._unscored[role].append(((unit, low, high), results[0]))
         else:
-            self._take_scores(unit, low, receipt)
+            self._take_scores(call.role, unit, low, receipt)
 
     def lost(self, call: Call) -> None:
         """Make a lost prefix or lost pictures again, from the same seeds."""
@@ -105,8 +122,14 @@ class Rollout:
             again.extend([*waiting, (unit, low, high)])
             if self._prefixes.pop(unit.index, None) is not None:
                 self._new.appendleft(unit)
-        elif call.method == "score":
-            self._ranges.appendleft((unit, low, high))
+        elif call.method == "score" and (unit, low, high) not in self._ranges:
+            for queue in self._unscored.values():  # these wait with the same lost pictures
+                for entry in [e for e in queue if e[0] == (unit, low, high)]:
+                    queue.remove(entry)
+            if unit.index in self._prefixes:
+                self._ranges.appendleft((unit, low, high))
+            elif (unit, low, high) not in self._waiting[unit.index]:  # the prefix is made again
+                self._waiting[unit.index].append((unit, low, high))
 
     def reward_table(self, name: str) -> np.ndarray:
         """Scores of one reward, float64, shape (G, K), in the order of the groups."""
@@ -117,6 +140,11 @@ class Rollout:
             for g in range(len(u.groups))
         ]
         return np.array(rows, dtype=np.float64)
+
+    def vectors(self) -> np.ndarray | None:
+        """Embeddings of all leaves by the first role that has them, float32, shape (N, D)."""
+        found = next((self._embeddings[r] for r in self._scorers if r in self._embeddings), None)
+        return None if found is None else np.stack([found[key] for key in sorted(found)])
 
     def leaf(self, group: int, branch: int) -> Any:
         """Ref of the trajectory of a leaf; `group` counts over all units."""
@@ -134,20 +162,23 @@ class Rollout:
         doing = f"denoising leaves {low}-{high - 1} of {_name(unit)}"
         return Call("sampler", "denoise_branches", args, results, doing, unit, (low, high))
 
-    def _score(self) -> Call:
-        (unit, low, high), pictures = self._unscored.popleft()
+    def _score(self, role: str) -> Call:
+        (unit, low, high), pictures = self._unscored[role].popleft()
         if low + self._before(unit) < self.keep:
             self.pictures[unit.index, low] = pictures
         prompts = [unit.groups[g].prompt for g, _ in unit.leaves(low, high)]
         args = (pictures, prompts, self.rewards, self.embed)
         doing = f"scoring leaves {low}-{high - 1} of {_name(unit)}"
-        return Call("scorer", "score", args, 1, doing, unit, (low, high))
+        return Call(role, "score", args, 1, doing, unit, (low, high))
 
     def _before(self, unit: WorkUnit) -> int:
         """Leaves in the units before this one."""
         return sum(len(u.groups) * u.branches for u in self.units if u.index < unit.index)
 
-    def _take_scores(self, unit: WorkUnit, low: int, receipt: Receipt) -> None:
+    def _take_scores(self, role: str, unit: WorkUnit, low: int, receipt: Receipt) -> None:
+        left = self._roles_left.get((unit.index, low))
+        if left is None or role not in left:
+            return  # scored twice, because another role's pictures were lost and made again
         count = 0
         for name, values in receipt.values["scores"].items():
             count = len(values)
@@ -155,9 +186,11 @@ class Rollout:
                 self.scores[name][unit.index, low + j] = float(value)
         if receipt.values["embeddings"] is not None:
             for j, vector in enumerate(receipt.values["embeddings"]):
-                self.embeddings[unit.index, low + j] = vector
-        self._left -= 1
-        self.progress(count)
+                self._embeddings[role][unit.index, low + j] = vector
+        left.remove(role)
+        if not left:
+            del self._roles_left[unit.index, low]
+            self.progress(count)
 
 
 @dataclass

@@ -6,12 +6,14 @@ import contextlib
 import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import ray
 
-from b2ray.config import Fleet
+from b2ray.config import Config
 from b2ray.errors import ConfigError
 
 LOCAL_OBJECT_STORE = 512 * 2**20  # bytes; a laptop's stages are a few megabytes
@@ -34,7 +36,7 @@ class StopFlag:
 
 
 @contextlib.contextmanager
-def session(fleet: Fleet) -> Iterator[StopFlag]:
+def session(config: Config) -> Iterator[StopFlag]:
     """Ray for the time of a run: the job's or the named cluster, or one of our own.
 
     A session that was there before (a test's, a notebook's) is used and left running.
@@ -42,7 +44,7 @@ def session(fleet: Fleet) -> Iterator[StopFlag]:
     stop = StopFlag()
     ours = not ray.is_initialized()
     if ours:
-        _join_or_start(fleet)
+        _join_or_start(config)
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     stop.install()
     try:
@@ -54,15 +56,15 @@ def session(fleet: Fleet) -> Iterator[StopFlag]:
             ray.shutdown()
 
 
-def _join_or_start(fleet: Fleet) -> None:
+def _join_or_start(config: Config) -> None:
     # A machine without telemetry consent asked for should not send any.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = fleet.address or os.environ.get("RAY_ADDRESS")
+    address = config.fleet.address or os.environ.get("RAY_ADDRESS")
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level="error")
             return
-        wanted = sum(count * cpus for _, count, cpus, _ in shapes(fleet))
+        wanted = sum(need.count * need.cpus for need in needs(config))
         ray.init(
             address="local",  # never somebody else's Ray on the same machine
             num_cpus=max(os.cpu_count() or 1, math.ceil(wanted)),
@@ -78,16 +80,48 @@ def _join_or_start(fleet: Fleet) -> None:
         ) from error
 
 
-def shapes(fleet: Fleet) -> list[tuple[str, int, float, float]]:
-    """(role, actors, CPUs each, GPUs each) that a run asks for."""
-    return [
-        ("learner", 1, fleet.learner.cpus, fleet.learner.gpus),
-        ("sampler", fleet.samplers.count, fleet.samplers.cpus, fleet.samplers.gpus),
-        ("scorer", fleet.scorers.count, fleet.scorers.cpus, fleet.scorers.gpus),
+@dataclass(frozen=True)
+class Need:
+    """What a role asks of the cluster, and the field that says so."""
+
+    role: str
+    field: str
+    count: int
+    cpus: float
+    gpus: float
+    runtime_env: Mapping[str, Any]
+
+
+SCORER = "scorer"
+
+
+def scorers(config: Config) -> dict[str, list[str]]:
+    """The names of the rewards that each role of scorers loads, in the order of the rewards."""
+    roles: dict[str, list[str]] = {}
+    for reward in config.all_rewards:
+        own = reward.workers is not None
+        roles.setdefault(f"{SCORER} {reward.name}" if own else SCORER, []).append(reward.name)
+    return roles
+
+
+def needs(config: Config) -> list[Need]:
+    """All that a run asks for."""
+    fleet = config.fleet
+    learner, samplers, shared = fleet.learner, fleet.samplers, fleet.scorers
+    found = [
+        Need("learner", "fleet.learner", 1, learner.cpus, learner.gpus, {}),
+        Need("sampler", "fleet.samplers", samplers.count, samplers.cpus, samplers.gpus, {}),
     ]
+    if SCORER in scorers(config):
+        found.append(Need(SCORER, "fleet.scorers", shared.count, shared.cpus, shared.gpus, {}))
+    for r in config.all_rewards:
+        if r.workers is not None:
+            w, role, field = r.workers, f"{SCORER} {r.name}", f"the workers of reward {r.name!r}"
+            found.append(Need(role, field, w.count, w.cpus, w.gpus, w.runtime_env))
+    return found
 
 
-def preflight(fleet: Fleet) -> None:
+def preflight(config: Config) -> None:
     """Refuse a cluster on which the run's actors cannot all be placed, naming what is short.
 
     Each actor is put on the first node with room (largest first), as Ray would have to.
@@ -95,15 +129,15 @@ def preflight(fleet: Fleet) -> None:
     nodes = {n["NodeManagerHostname"]: dict(n["Resources"]) for n in ray.nodes() if n.get("Alive")}
     free = {host: (r.get("GPU", 0.0), r.get("CPU", 0.0)) for host, r in nodes.items()}
     total = ", ".join(f"{host}: {cpu:g} CPU, {gpu:g} GPU" for host, (gpu, cpu) in free.items())
-    for role, count, cpus, gpus in sorted(shapes(fleet), key=lambda s: s[3], reverse=True):
-        for placed in range(count):
-            room = (h for h, (gpu, cpu) in free.items() if gpu >= gpus and cpu >= cpus)
+    for need in sorted(needs(config), key=lambda n: n.gpus, reverse=True):
+        for placed in range(need.count):
+            room = (h for h, (g, c) in free.items() if g >= need.gpus and c >= need.cpus)
             host = next(room, None)
             if host is None:
                 raise ConfigError(
-                    f"the cluster has no room for {role} {placed + 1} of {count}, which asks for "
-                    f"{cpus:g} CPU and {gpus:g} GPU (nodes: {total}): lower fleet.{role}"
-                    f"{'' if role == 'learner' else 's'}, or add nodes"
+                    f"the cluster has no room for {need.role} {placed + 1} of {need.count}, which "
+                    f"asks for {need.cpus:g} CPU and {need.gpus:g} GPU (nodes: {total}): lower "
+                    f"{need.field}, or add nodes"
                 )
             gpu, cpu = free[host]
-            free[host] = (gpu - gpus, cpu - cpus)
+            free[host] = (gpu - need.gpus, cpu - need.cpus)

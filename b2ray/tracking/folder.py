@@ -40,7 +40,9 @@ class RunState:
 
     Attributes:
         stage: committed stages, which is the next stage's number.
-        window: rewards of earlier stages.
+        window: rewards of earlier stages by prompt.
+        scores: scores of earlier stages by reward, for rewards with `scale=window`.
+        reference: (mean, std) of those rewards at the first evaluation.
         counters: totals by figure name.
         evaluations: figures of each evaluation so far.
     """
@@ -49,6 +51,8 @@ class RunState:
     version: int = 0
     digest: str = ""
     window: RewardWindow = field(default_factory=lambda: RewardWindow(0))
+    scores: RewardWindow = field(default_factory=lambda: RewardWindow(0))
+    reference: dict[str, tuple[float, float]] = field(default_factory=dict)
     counters: dict[str, float] = field(default_factory=dict)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
 
@@ -58,7 +62,10 @@ class RunState:
     @classmethod
     def from_json(cls, text: str) -> Self:
         values = json.loads(text)
-        return cls(**{**values, "window": RewardWindow(**values["window"])})
+        for name in ("window", "scores"):
+            values[name] = RewardWindow(**values[name])
+        values["reference"] = {k: tuple(v) for k, v in values["reference"].items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,20 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"{self.metrics_file} cannot be written: {error.strerror}") from error
 
+    def save_scores(
+        self, step: int, name: str, prompts: list[str], scores: Mapping[str, np.ndarray]
+    ) -> None:
+        """Keep the scores of each picture of an evaluation of a prompt set."""
+        values = {k: [float(v) for v in found] for k, found in scores.items()}
+        file = self._scores_file(step, name)
+        file.parent.mkdir(exist_ok=True)
+        write_atomically(file, json.dumps({"prompts": prompts, "scores": values}))
+
+    def scores(self, step: int, name: str) -> dict[str, np.ndarray]:
+        """Scores of each picture of an evaluation, by reward."""
+        kept = json.loads(self._scores_file(step, name).read_text(encoding="utf-8"))
+        return {k: np.array(v) for k, v in kept["scores"].items()}
+
     def metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl."""
         if not self.metrics_file.exists():
@@ -159,6 +180,9 @@ class RunFolder:
         return sorted(
             p for p in self._checkpoints.glob("stage-*") if re.fullmatch(r"stage-\d{5}", p.name)
         )
+
+    def _scores_file(self, step: int, name: str) -> Path:
+        return self.path / "evaluations" / f"step-{step:05d}_{name}.json"
 
     def _cut_metrics(self, step: int) -> None:
         if not self.metrics_file.exists():

@@ -16,7 +16,7 @@ from b2ray.checks import PromptSets
 from b2ray.config import Config
 from b2ray.crew import Crew
 from b2ray.diffusion import lora_file
-from b2ray.evaluation import Evaluated
+from b2ray.evaluation import Evaluated, overtaken
 from b2ray.tracking.folder import RunFolder, RunState, write_atomically
 from b2ray.tracking.mlflow_log import MlflowLog, tracking_uri
 from b2ray.tracking.show import Progress, cut, save_png, sheet, strip
@@ -32,7 +32,8 @@ class Recorder:
     ) -> None:
         self.config, self.prompts, self.folder, self.log = config, prompts, folder, log
         self.progress = Progress(config.curriculum.stages, 0)
-        self.state = RunState(window=RewardWindow(config.advantage.window))
+        stages = config.advantage.window
+        self.state = RunState(window=RewardWindow(stages), scores=RewardWindow(stages))
         self.advance: Callable[[int], Any] = lambda _: None
         self._since = time.perf_counter()
 
@@ -66,6 +67,7 @@ class Recorder:
         crew: Crew,
         state: RunState,
         window: RewardWindow,
+        scores: RewardWindow,
         figures: Mapping[str, float],
         costs: Mapping[str, float],
     ) -> RunState:
@@ -74,6 +76,8 @@ class Recorder:
         following = RunState(
             stage=state.stage + 1,
             window=window,
+            scores=scores,
+            reference=state.reference,
             counters={**state.counters, **counters},
             evaluations=state.evaluations,
         )
@@ -173,8 +177,13 @@ class Recorder:
         for which, (name, prompts) in enumerate(self.prompts.evaluated().items()):
             if not whole and name != "train":
                 continue
+            reference = state.reference if state.evaluations or which else None
             with self.bar(f"evaluating {count} pictures of the {name} set", count):
-                found = crew.evaluate(prompts, which, count, self.advance)
+                found = crew.evaluate(prompts, which, count, reference, self.advance)
+            state.reference = dict(found.reference)
+            self.folder.save_scores(state.stage, name, found.prompts, found.scores)
+            if name == "train":
+                self._warn_of_hacking(state.stage, found.scores)
             entry["sets"][name] = found.means(count)
             # The same seeds at every evaluation, so that the series compares like with like.
             series = found.means(config.images)
@@ -186,6 +195,20 @@ class Recorder:
             images += self._keep_pictures(name, prompts, state.stage, found)
         state.evaluations = [*state.evaluations, entry]
         return figures, images
+
+    def _warn_of_hacking(self, step: int, scores: Mapping[str, np.ndarray]) -> None:
+        """Say so when what is trained on rises and something held out falls."""
+        heldout = [r.name for r in self.config.evaluation.heldout_rewards]
+        before = self.folder.scores(0, "train")
+        for name in overtaken(before, scores, heldout):
+            n = min(len(before[name]), len(scores[name]))
+            was, is_now = before[name][:n].mean(), scores[name][:n].mean()
+            self.line(
+                f"warning: the reward rises, but {name}, which is not trained on, falls on the "
+                f"same seeds ({was:.3f} → {is_now:.3f}): look at "
+                f"{self.folder.pictures / f'step-{step:05d}'}, and stop or lower learner.lr if the "
+                "pictures get worse"
+            )
 
     def _keep_pictures(
         self, name: str, prompts: tuple[str, ...], step: int, found: Evaluated

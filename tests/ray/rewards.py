@@ -24,3 +24,8 @@ class Brightness:
 
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         return images.reshape(len(images), -1).mean(axis=1).astype(np.float32)
+
+
+def brightness(images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+    """The same as a function."""
+    return Brightness().score(images, prompts)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from b2ray.config import Config, Evaluation, Prompts, Reward
 from b2ray.diffusion.noise import Domain
-from b2ray.evaluation import Evaluated, diversity, evaluation_units, total_reward
+from b2ray.evaluation import Evaluated, diversity, evaluation_units, overtaken
 
 REWARDS = (Reward(name="a", kind="clip"), Reward(name="b", kind="clip", weight=-2.0))
 
@@ -87,19 +87,28 @@ def test_a_shorter_evaluation_is_the_beginning_of_a_longer_one(short, more, prom
     assert [g.index for g in longer] == list(range(short + more))
 
 
-def test_the_reward_is_the_weighted_sum():
-    scores = {"a": np.array([1.0, 2.0]), "b": np.array([0.5, 0.25]), "judge": np.array([9.0, 9.0])}
-    assert total_reward(config(), scores).tolist() == [0.0, 1.5]
+def test_a_held_out_reward_that_falls_while_the_trained_one_rises_is_named():
+    rng = np.random.default_rng(0)
+    picture = rng.normal(size=200)  # pictures differ more than training changes them
+    before = {"reward": picture, "judge": picture, "other": picture}
+    after = {
+        "reward": picture + 0.1 + 0.1 * rng.normal(size=200),
+        "judge": (picture - 0.1 + 0.1 * rng.normal(size=200))[:150],
+        "other": picture + 0.5 * rng.normal(size=200),
+    }
+    assert overtaken(before, after, ["judge", "other"]) == ["judge"]
+    assert overtaken(before, {**after, "reward": picture - 0.1}, ["judge"]) == []
+    assert overtaken(before, before, ["judge"]) == []
 
 
 def test_a_mean_can_be_of_the_first_pictures():
     scores = {"a": np.array([1.0, 2.0, 6.0])}
-    found = Evaluated(scores, ["x", "x", "x"], np.eye(3, dtype=np.float32), [])
+    found = Evaluated(scores, ["x", "x", "x"], np.eye(3, dtype=np.float32), [], {})
     assert found.means(3) == pytest.approx({"a": 3.0, "pairwise": 1.0, "vendi": 3.0})
     assert found.means(2) == pytest.approx({"a": 1.5, "pairwise": 1.0, "vendi": 2.0})
 
 
 def test_diversity_is_left_out_where_there_is_none_to_measure():
     scores = {"a": np.array([1.0, 2.0])}
-    assert Evaluated(scores, ["x", "y"], np.eye(2, dtype=np.float32), []).means(2) == {"a": 1.5}
-    assert Evaluated(scores, ["x", "x"], None, []).means(2) == {"a": 1.5}
+    assert Evaluated(scores, ["x", "y"], np.eye(2, dtype=np.float32), [], {}).means(2) == {"a": 1.5}
+    assert Evaluated(scores, ["x", "x"], None, [], {}).means(2) == {"a": 1.5}

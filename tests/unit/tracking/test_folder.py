@@ -37,7 +37,16 @@ def folder(tmp_path) -> RunFolder:
 
 def state(stage: int) -> RunState:
     window = RewardWindow(8, {"a cat": [[0.1, 0.2], [1 / 3]]})
-    return RunState(stage, stage, "d", window, {"seconds": 1.5}, [{"step": 0, "whole": True}])
+    return RunState(
+        stage,
+        stage,
+        "d",
+        window,
+        RewardWindow(8, {"clip": [[0.5, 1.0]]}),
+        {"clip": (0.5, 0.1)},
+        {"seconds": 1.5},
+        [{"step": 0, "whole": True}],
+    )
 
 
 def stage_done(folder: RunFolder, stage: int) -> None:

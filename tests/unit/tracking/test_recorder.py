@@ -32,14 +32,14 @@ class FakeCrew:
     def fresh(self) -> None:
         pass
 
-    def evaluate(self, prompts, which, count, progress) -> Evaluated:
+    def evaluate(self, prompts, which, count, reference, progress) -> Evaluated:
         self.asked.append((which, count))
         pictures = np.zeros((count, 8, 8, 3), np.uint8)
         scores = {n: np.arange(count) + 100.0 * self.weights.version for n in ("reward", "clip")}
         texts = [prompts[i % len(prompts)] for i in range(count)]
         vectors = np.eye(count, dtype=np.float32)
         halves = [pictures[: count // 2], pictures[count // 2 :]]
-        return Evaluated(scores, texts, vectors, halves)
+        return Evaluated(scores, texts, vectors, halves, {})
 
 
 @pytest.fixture
