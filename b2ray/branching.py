@@ -52,15 +52,48 @@ class WorkUnit:
             yield low, min(low + batch, total)
 
 
-def draw_groups(seed: int, stage: int, prompts: Sequence[str], count: int) -> list[Group]:
-    """The groups of a stage: every prompt is drawn before one is drawn again."""
+def draw_groups(
+    seed: int, stage: int, prompts: Sequence[str], count: int, weights: Sequence[float] = ()
+) -> list[Group]:
+    """The groups of a stage.
+
+    With equal weights (or none) every prompt is drawn before one is drawn again. With others a
+    prompt's number of groups is within one of its share, count · weight / sum of weights, and is
+    the share on average over the stages.
+    """
+    unequal = weights and min(weights) < max(weights)
+    order = (
+        _systematic(seed, stage, np.asarray(weights, np.float64), count)
+        if unequal
+        else _in_rounds(seed, stage, len(prompts), count)
+    )
+    return [Group(index, prompts[p]) for index, p in enumerate(order)]
+
+
+def _in_rounds(seed: int, stage: int, prompts: int, count: int) -> list[int]:
     order: list[int] = []
     rounds = 0
     while len(order) < count:
         draw = generator(seed, Domain.PROMPTS, stage, rounds)
-        order.extend(draw.permutation(len(prompts)).tolist())
+        order.extend(draw.permutation(prompts).tolist())
         rounds += 1
-    return [Group(index, prompts[p]) for index, p in enumerate(order[:count])]
+    return order[:count]
+
+
+def _systematic(seed: int, stage: int, weights: np.ndarray, count: int) -> list[int]:
+    """Points at equal distances, all shifted by one random number, on the line of the shares.
+
+    Systematic sampling (Madow 1949). The prompts lie on the line in a random order, so that no two
+    of them are always drawn together, and the draw is shuffled.
+    """
+    draw = generator(seed, Domain.PROMPTS, stage)
+    line = draw.permutation(len(weights))
+    ends = (weights[line] / weights.max()).cumsum()
+    ends *= count / ends[-1]
+    points = draw.random() + np.arange(count)
+    # Rounding may put the last point on the line's end.
+    chosen = np.searchsorted(ends, points, side="right").clip(max=len(weights) - 1)
+    return draw.permutation(line[chosen]).tolist()
 
 
 @dataclass

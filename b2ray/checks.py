@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from b2ray.config import Config
 from b2ray.errors import ConfigError
 from b2ray.options import find
+from b2ray.prompts import PromptSets, read
 from b2ray.rewards import check
-
-
-@dataclass(frozen=True)
-class PromptSets:
-    """The prompts of a run; `heldout` may be empty."""
-
-    train: tuple[str, ...]
-    heldout: tuple[str, ...]
-
-    def evaluated(self) -> dict[str, tuple[str, ...]]:
-        """The sets that an evaluation looks at, by name."""
-        return {n: s for n, s in (("train", self.train), ("heldout", self.heldout)) if s}
 
 
 def check_files(config: Config) -> PromptSets:
@@ -37,27 +25,9 @@ def check_files(config: Config) -> PromptSets:
             raise ConfigError(f"reward {reward.name!r}: there is no folder {reward.path!r}")
     heldout = config.prompts.heldout
     return PromptSets(
-        read_prompts("prompts.train", config.prompts.train),
-        read_prompts("prompts.heldout", heldout) if heldout else (),
+        read("prompts.train", config.prompts.train),
+        read("prompts.heldout", heldout) if heldout else None,
     )
-
-
-def read_prompts(field: str, path: str) -> tuple[str, ...]:
-    """The non-empty lines of a UTF-8 text file; lines that start with # are comments."""
-    file = find(path)
-    if file is None or not file.is_file():
-        raise ConfigError(
-            f"{field}: there is no file {path!r}; give a text file, one prompt a line"
-        )
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{field}: {path!r} cannot be read as UTF-8 text: {error}") from error
-    lines = [line.strip() for line in text.splitlines()]
-    prompts = tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
-    if not prompts:
-        raise ConfigError(f"{field}: {path!r} has no prompts; write one a line")
-    return prompts
 
 
 def check_model(path: str) -> None:

@@ -13,7 +13,6 @@ from b2ray.actors.learner import Learner
 from b2ray.actors.sampler import Sampler
 from b2ray.actors.scorer import Scorer
 from b2ray.branching import RewardWindow, WorkUnit
-from b2ray.checks import PromptSets
 from b2ray.config import Config
 from b2ray.errors import ConfigError, WorkerError
 from b2ray.evaluation import Evaluated, evaluated, evaluation_units
@@ -21,6 +20,7 @@ from b2ray.fleet.dispatch import Dispatcher
 from b2ray.fleet.plans import LearnerCall, Ready, Rollout
 from b2ray.fleet.session import Need, StopFlag, needs, scorers
 from b2ray.fleet.slots import Role, Weights
+from b2ray.prompts import PromptSets
 from b2ray.rewards import refuse_constant
 from b2ray.rewards.combine import Statistics, combine
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from b2ray.branching import WorkUnit, advantages, draw_groups, select, spread
-from b2ray.checks import PromptSets, check_files
+from b2ray.checks import check_files
 from b2ray.config import Config
 from b2ray.crew import Crew
 from b2ray.curriculum import interval
@@ -32,6 +32,7 @@ from b2ray.errors import (
 )
 from b2ray.fleet.session import StopFlag, preflight, session
 from b2ray.options import parse
+from b2ray.prompts import PromptSets
 from b2ray.tracking.folder import RunFolder, RunState, dump, open_run
 from b2ray.tracking.mlflow_log import MlflowLog
 from b2ray.tracking.recorder import Recorder
@@ -194,7 +195,8 @@ class Run:
     def work_units(self, state: RunState, n: int) -> list[WorkUnit]:
         """The stage's groups, cut into units of a fixed size."""
         config = self.config
-        groups = draw_groups(config.seed, state.stage, self.prompts.train, config.groups)
+        drawn = self.prompts.train
+        groups = draw_groups(config.seed, state.stage, drawn.texts, config.groups, drawn.weights)
         size = config.branching.unit_groups
         return [
             WorkUnit(

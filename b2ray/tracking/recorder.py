@@ -12,11 +12,11 @@ import numpy as np
 import ray
 
 from b2ray.branching import RewardWindow
-from b2ray.checks import PromptSets
 from b2ray.config import Config
 from b2ray.crew import Crew
 from b2ray.diffusion import lora_file
 from b2ray.evaluation import Evaluated, overtaken
+from b2ray.prompts import PromptSets
 from b2ray.tracking.folder import RunFolder, RunState, write_atomically
 from b2ray.tracking.mlflow_log import MlflowLog, tracking_uri
 from b2ray.tracking.show import Progress, cut, save_png, sheet, strip

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from b2ray.cost import plan_cost
 from b2ray.diffusion.lora_file import load
-from tests.models import PROMPTS, pipeline
+from tests.models import PROMPTS, config, pipeline
 from tests.ray.conftest import Runner
 
 
@@ -28,6 +29,10 @@ def test_the_summary_holds_what_scripts_rely_on(runner: Runner, undisturbed: str
         for n, a, b in zip((2, 3, 4), metrics, metrics[1:], strict=False)
     )
     assert summary["unet_evals"] == sampled + learnt
+    # No rewards tie here, so that every group trains on two leaves, as is planned.
+    planned = plan_cost(config(runner.models))
+    assert summary["unet_evals"] == planned.unet_evals
+    assert summary["reward_queries"] == planned.reward_queries
     assert summary["seconds"] > 0
 
 

@@ -242,6 +242,48 @@ def test_groups_depend_on_seed_and_stage_alone():
     assert draw_groups(1, 2, names, 20) != draw_groups(2, 2, names, 20)
 
 
+def test_equal_weights_change_nothing():
+    names = [f"p{i}" for i in range(7)]
+    for weights in ((1.0,) * 7, (0.3,) * 7):
+        assert draw_groups(4, 1, names, 40, weights) == draw_groups(4, 1, names, 40)
+    # Pinned: a run that is resumed with a later version goes on with the same groups.
+    drawn = [g.prompt for g in draw_groups(0, 3, names, 9)]
+    assert drawn == ["p2", "p0", "p4", "p5", "p3", "p1", "p6", "p0", "p3"]
+
+
+WEIGHTS = st.lists(st.floats(1e-3, 1e3) | st.sampled_from([1e-300, 1e300]), min_size=2, max_size=12)
+
+
+@given(weights=WEIGHTS, count=st.integers(1, 60), stage=st.integers(0, 5))
+def test_a_prompt_is_drawn_as_often_as_its_weight_says(weights, count, stage):
+    names = [f"p{i}" for i in range(len(weights))]
+    groups = draw_groups(3, stage, names, count, weights)
+    assert [g.index for g in groups] == list(range(count))
+    times = Counter(g.prompt for g in groups)
+    total = sum(w / max(weights) for w in weights)
+    for name, weight in zip(names, weights, strict=True):
+        assert abs(times[name] - count * weight / max(weights) / total) < 1 + 1e-6
+
+
+def test_a_share_below_one_is_met_over_the_stages():
+    weights = {"rare": 0.1, "a": 1.0, "b": 2.0, "c": 2.0}
+    draws = [draw_groups(0, s, list(weights), 10, list(weights.values())) for s in range(2000)]
+    times = Counter(g.prompt for groups in draws for g in groups)
+    for name, weight in weights.items():
+        assert times[name] / 2000 == pytest.approx(10 * weight / 5.1, abs=0.04)
+    # The place within a stage says nothing about the prompt.
+    first = Counter(groups[0].prompt for groups in draws)
+    assert first["a"] / 2000 == pytest.approx(1 / 5.1, abs=0.03)
+
+
+def test_a_weighted_draw_depends_on_seed_and_stage_alone():
+    names, weights = [f"p{i}" for i in range(50)], [1.0 + i for i in range(50)]
+    draw = draw_groups(1, 2, names, 20, weights)
+    assert draw == draw_groups(1, 2, names, 20, weights)
+    assert draw != draw_groups(1, 3, names, 20, weights)
+    assert draw != draw_groups(2, 2, names, 20, weights)
+
+
 @given(groups=st.integers(1, 9), branches=st.integers(1, 9), batch=st.integers(1, 30))
 def test_ranges_cover_every_leaf_once_in_order(groups, branches, batch):
     unit = WorkUnit(

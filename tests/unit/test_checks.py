@@ -6,61 +6,9 @@ import json
 
 import pytest
 
-from b2ray.checks import PromptSets, check_files, check_model, read_prompts
+from b2ray.checks import check_files, check_model
 from b2ray.config import Config, Evaluation, Model, Prompts, Reward
 from b2ray.errors import ConfigError
-
-
-def prompts_of(tmp_path, content: bytes) -> tuple[str, ...]:
-    file = tmp_path / "prompts.txt"
-    file.write_bytes(content)
-    return read_prompts("prompts.train", str(file))
-
-
-# --- prompts ---------------------------------------------------------------------------------
-
-
-def test_prompts_are_the_lines(tmp_path):
-    assert prompts_of(tmp_path, b"a cat\na dog") == ("a cat", "a dog")
-
-
-def test_comments_empty_lines_and_blanks_do_not_count(tmp_path):
-    assert prompts_of(tmp_path, b"# animals\n\n  a cat \r\n\t\n#a bear\na dog\n") == (
-        "a cat",
-        "a dog",
-    )
-
-
-def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path):
-    assert prompts_of(tmp_path, "\ufeffune forêt\n".encode()) == ("une forêt",)
-
-
-def test_a_prompt_that_stands_twice_is_one(tmp_path):
-    assert prompts_of(tmp_path, b"a cat\na dog\na cat\n") == ("a cat", "a dog")
-
-
-@pytest.mark.parametrize("content", [b"", b"\n\n", b"# only a comment\n"])
-def test_a_file_without_prompts_is_refused(tmp_path, content):
-    with pytest.raises(ConfigError, match=r"prompts\.train: .*has no prompts; write one a line"):
-        prompts_of(tmp_path, content)
-
-
-def test_a_file_that_is_not_utf8_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"prompts\.train: .*cannot be read as UTF-8") as caught:
-        prompts_of(tmp_path, "une forêt".encode("latin-1"))
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("path", ["nowhere/prompts.txt", ".", ""])
-def test_a_missing_file_is_refused_with_its_field(path):
-    with pytest.raises(ConfigError, match=r"prompts\.heldout: there is no file .*give a text file"):
-        read_prompts("prompts.heldout", path)
-
-
-def test_an_evaluation_looks_at_the_sets_that_are_there():
-    assert PromptSets(("a",), ("b",)).evaluated() == {"train": ("a",), "heldout": ("b",)}
-    assert PromptSets(("a",), ()).evaluated() == {"train": ("a",)}
-
 
 # --- models ----------------------------------------------------------------------------------
 
@@ -114,8 +62,14 @@ def config(models, **over: object) -> Config:
 
 def test_good_files_give_the_prompts(models):
     found = check_files(config(models))
-    assert len(found.train) == 3
-    assert found.heldout == ()
+    assert len(found.train.texts) == 3
+    assert found.heldout is None
+    both = Prompts(train="template1.train", heldout="template1.test")
+    found = check_files(config(models, prompts=both))
+    assert {name: len(texts) for name, texts in found.evaluated().items()} == {
+        "train": 45,
+        "heldout": 90,
+    }
 
 
 def test_a_missing_reward_model_names_the_reward(models):

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from b2ray.branching import RewardWindow
-from b2ray.checks import PromptSets
 from b2ray.config import Config, Curriculum, Evaluation, Prompts, Reward
 from b2ray.evaluation import Evaluated
+from b2ray.prompts import PromptSet, PromptSets
 from b2ray.tracking import recorder as module
 from b2ray.tracking.folder import open_run
 from b2ray.tracking.recorder import Recorder
 
-PROMPTS = PromptSets(("a", "b", "c"), ("d", "e"))
+PROMPTS = PromptSets(PromptSet(("a", "b", "c")), PromptSet(("d", "e")))
 WEIGHTS = {"x": np.zeros((2, 2), np.float32)}
 
 

@@ -1,0 +1,114 @@
+"""What a run will cost, counted from its configuration before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from b2ray.config import Config
+from b2ray.curriculum import interval
+
+BACKWARD = 2  # a backward pass is about as much work as two forward passes
+LATENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+VAE_SCALE = 8  # pixels of a picture per element of a latent, in Stable Diffusion's VAEs
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A run's work. UNet evaluations are guided ones of one latent, as `cost/unet_evals` counts.
+
+    Learning is an upper bound: groups whose rewards tie, or whose leaves miss a threshold, train
+    on fewer leaves. With `selection.kind=all`, or the best and the worst without thresholds, it is
+    what a run reports, unless rewards tie.
+
+    Attributes:
+        reward_queries: pictures scored for training.
+        unet_evals_sampling: prefixes and branches.
+        unet_evals_learning: forward passes of the update.
+        unet_evals_evaluation: on fixed seeds; a run does not report them.
+        unet_forwards: UNet calls on one latent that all of it is worth, backward passes included.
+        bytes_per_stage: what the largest stage puts into Ray's object store: prefixes,
+            trajectories and pictures of every leaf.
+    """
+
+    reward_queries: int
+    unet_evals_sampling: int
+    unet_evals_learning: int
+    unet_evals_evaluation: int
+    unet_forwards: int
+    bytes_per_stage: int
+
+    @property
+    def unet_evals(self) -> int:
+        """What a run reports as `cost/unet_evals` in its end."""
+        return self.unet_evals_sampling + self.unet_evals_learning
+
+    def hours(self, forward_tflop: float, sustained_tflops: float) -> float:
+        """Time for the UNet alone; text encoders, VAE, rewards and waiting come on top.
+
+        Args:
+            forward_tflop: work of one UNet forward pass on one latent, in TFLOP.
+            sustained_tflops: what all GPUs together really reach, in TFLOP per second.
+        """
+        return self.unet_forwards * forward_tflop / sustained_tflops / 3600
+
+
+def plan_cost(
+    config: Config,
+    latent: tuple[int, int, int] | None = None,
+    picture: tuple[int, int] | None = None,
+    untrained: int = 0,
+) -> Cost:
+    """The cost of a whole run.
+
+    Args:
+        config: the run's configuration.
+        latent: (C, H, W) of a latent; by default 4 channels and an eighth of the picture.
+        picture: (height, width); by default the configured size, or 512 where it is empty.
+        untrained: how many of the last steps are too narrow to train
+            (`Schedule.trainable`); none with Stable Diffusion's own schedules.
+    """
+    stages, steps, learner = config.curriculum.stages, config.sampling.steps, config.learner
+    groups, branches = config.groups, config.branching.branches
+    images = groups * branches
+    leaves = images if config.selection.kind == "all" else groups * min(2, branches)
+    bounds, growth = config.interval_bounds, config.curriculum.growth
+    intervals = [interval(stage, stages, *bounds, growth) for stage in range(stages)]
+    trained = sum(leaves * max(0, n - untrained) for n in intervals)
+    sampling = sum(groups * (steps - n) + images * n for n in intervals)
+    rescoring = trained * learner.recompute_log_probs
+    updating = trained * learner.passes
+    evaluation = _evaluated_pictures(config) * steps
+    # Checkpointing computes the forward pass again on the way back.
+    per_update = 1 + BACKWARD + config.model.gradient_checkpointing
+    evals = sampling + rescoring + evaluation + per_update * updating
+    return Cost(
+        reward_queries=stages * images,
+        unet_evals_sampling=sampling,
+        unet_evals_learning=rescoring + updating,
+        unet_evals_evaluation=evaluation,
+        unet_forwards=evals * (2 if config.sampling.guidance > 1 else 1),
+        bytes_per_stage=_stored(config, max(intervals), latent, picture),
+    )
+
+
+def _evaluated_pictures(config: Config) -> int:
+    """Pictures on fixed seeds: every set before and after, the training prompts in between."""
+    evaluation, stages = config.evaluation, config.curriculum.stages
+    sets = 2 if config.prompts.heldout else 1
+    between = (stages - 1) // evaluation.every if evaluation.every else 0
+    whole = max(evaluation.final_images, evaluation.images)
+    return 2 * sets * whole + between * evaluation.images
+
+
+def _stored(
+    config: Config,
+    n: int,
+    latent: tuple[int, int, int] | None,
+    picture: tuple[int, int] | None,
+) -> int:
+    height, width = picture or (config.sampling.height or 512, config.sampling.width or 512)
+    c, h, w = latent or (4, height // VAE_SCALE, width // VAE_SCALE)
+    one = c * h * w * LATENT_BYTES[config.model.dtype]
+    log_probs, pixels = 4 * n, 3 * height * width
+    leaf = (n + 1) * one + log_probs + pixels
+    return config.groups * (one + config.branching.branches * leaf)
