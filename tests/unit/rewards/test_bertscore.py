@@ -19,6 +19,8 @@ from transformers import (
     BlipConfig,
     BlipForConditionalGeneration,
     BlipImageProcessor,
+    DebertaConfig,
+    DebertaModel,
     RobertaConfig,
     RobertaModel,
     RobertaTokenizer,
@@ -54,7 +56,7 @@ def wild(model: torch.nn.Module) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """`blip`, a captioner, and `bert`, an encoder of three layers."""
+    """`blip`, a captioner; `bert` and `deberta`, encoders of three layers."""
     place = tmp_path_factory.mktemp("bertscore")
     torch.manual_seed(0)
     words = bert_tokenizer()
@@ -71,7 +73,13 @@ def folder(tmp_path_factory) -> Path:
     bert = BertModel(BertConfig(vocab_size=len(words), num_hidden_layers=3, **sizes))
     wild(bert)
     bert.save_pretrained(place / "bert")
-    for name in ("blip", "bert"):
+    relative = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+    deberta = DebertaModel(
+        DebertaConfig(vocab_size=len(words), num_hidden_layers=3, **sizes, **relative)
+    )
+    wild(deberta)
+    deberta.save_pretrained(place / "deberta")
+    for name in ("blip", "bert", "deberta"):
         words.save_pretrained(place / name)
     return place
 
@@ -113,12 +121,14 @@ def plain_recall(path: str | Path, layer: int, caption: str, prompt: str) -> flo
 # --- BERTScore ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layer", [0, 2, 3])
-def test_recall_is_the_plain_reference(folder, layer):
-    ours = encoder(folder, layer=layer)
+@pytest.mark.parametrize(
+    ("model", "layer"), [("bert", 0), ("bert", 2), ("bert", 3), ("deberta", 2)]
+)
+def test_recall_is_the_plain_reference(folder, model, layer):
+    ours = encoder(folder, model, layer)
     for caption, prompt in zip(ours.encode(CAPTIONS), PROMPTS, strict=True):
         index = PROMPTS.index(prompt)
-        expected = plain_recall(folder / "bert", layer, CAPTIONS[index], prompt)
+        expected = plain_recall(folder / model, layer, CAPTIONS[index], prompt)
         assert recall(caption, *ours.encode([prompt])) == pytest.approx(expected, abs=1e-5)
 
 
@@ -127,8 +137,9 @@ def test_recall_is_the_plain_reference(folder, layer):
 def test_recall_is_the_plain_reference_on_a_real_encoder(folder, layer):
     path = Path(MINILM.origin).parent / "model"
     ours = Encoder(spec(folder), BertScoreOptions(text_model=str(path), layer=layer), CPU)
-    found = [recall(c, *ours.encode([p])) for c in ours.encode(CAPTIONS) for p in PROMPTS]
-    expected = [plain_recall(path, layer, c, p) for c in CAPTIONS for p in PROMPTS]
+    captions = ours.encode(CAPTIONS)
+    found = [recall(c, *ours.encode([p])) for c, p in zip(captions, PROMPTS, strict=True)]
+    expected = [plain_recall(path, layer, c, p) for c, p in zip(CAPTIONS, PROMPTS, strict=True)]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     (said,) = ours.encode(["a puppy runs along the beach"])
     near, far = ours.encode(["a dog running by the sea", "a cat sleeping in the kitchen"])
