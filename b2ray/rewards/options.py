@@ -38,7 +38,7 @@ class HpsOptions(Section):
 class BertScoreOptions(Section):
     text_model: str = "microsoft/deberta-xlarge-mnli"
     """Encoder whose hidden states are compared: a hub id or a local folder."""
-    layer: int | None = None
+    layer: int | None = Field(None, ge=0)
     """Which hidden states, counted from 0 (the embeddings); empty: bert_score's choice for the
     model, or its last layer."""
     max_new_tokens: Positive = 30

@@ -1,0 +1,111 @@
+"""A scorer behind HTTP: for a reward that is a service, or needs another machine or language.
+
+Request: POST, JSON `{"prompts": [N strings], "images": [N PNG files in base64]}`. Response: status
+200, JSON `{"scores": [N finite numbers]}`, in the same order. docs/rewards.md has a whole server.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import requests
+import torch
+from PIL import Image
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
+from urllib3.exceptions import ReadTimeoutError
+
+from b2ray.config import Reward, Section
+from b2ray.rewards.options import HttpOptions
+
+LONGEST_PAUSE = 30  # seconds between two tries, whatever the server asks for
+SHOWN = 200  # characters of an answer in an error
+
+
+class Http:
+    """Scores from `options.url`; connections are kept, failed requests sent again."""
+
+    def __init__(self, spec: Reward, options: Section, device: torch.device) -> None:
+        assert isinstance(options, HttpOptions)
+        self.name, self.options = spec.name, options
+        retry = Retry(
+            total=options.retries,
+            allowed_methods={"POST"},
+            status_forcelist=(429, *range(500, 600)),
+            backoff_factor=0.5,
+            backoff_max=LONGEST_PAUSE,
+            retry_after_max=LONGEST_PAUSE,
+            raise_on_status=False,
+        )
+        self.session = requests.Session()
+        for scheme in ("http://", "https://"):
+            self.session.mount(scheme, HTTPAdapter(max_retries=retry))
+
+    def score(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        """Scores of any range; arguments as `b2ray.rewards.Scorer`.
+
+        Raises:
+            ValueError: the server is away or slow, or its answer is wrong; says which and the
+                remedy.
+        """
+        body = {"prompts": list(prompts), "images": [_png(image) for image in images]}
+        scores = self._scores(self._post(body))
+        if len(scores) != len(prompts):
+            raise self._wrong(f"{len(scores)} scores for {len(prompts)} pictures")
+        return np.array(scores, np.float32)
+
+    def _post(self, body: dict[str, list[str]]) -> requests.Response:
+        tries = f"{self.options.retries + 1} tries"
+        try:
+            response = self.session.post(
+                self.options.url, json=body, timeout=self.options.timeout, allow_redirects=False
+            )
+        except requests.RequestException as error:
+            cause = error.args[0] if error.args else error
+            cause = getattr(cause, "reason", cause)  # of urllib3's MaxRetryError
+            if isinstance(cause, ReadTimeoutError):
+                raise self._error(
+                    f"did not answer within {self.options.timeout:g} s ({tries}): raise "
+                    "options.timeout, lower the reward's batch, or give the server more power"
+                ) from error
+            reason = " ".join(str(cause).split())[:SHOWN]
+            raise self._error(
+                f"cannot be reached ({tries}): start the server or correct options.url: {reason}"
+            ) from error
+        if response.is_redirect:
+            raise self._error(
+                f"redirects to {response.headers['location']}, which is not followed: set "
+                "options.url to where the scorer is"
+            )
+        if response.status_code != 200:
+            raise self._wrong(f"status {response.status_code}: {response.text!r:.{SHOWN}}")
+        return response
+
+    def _scores(self, response: requests.Response) -> list[float]:
+        try:
+            answer = response.json()
+        except requests.JSONDecodeError:
+            raise self._wrong(f"no JSON but {response.text!r:.{SHOWN}}") from None
+        scores = answer.get("scores") if isinstance(answer, dict) else None
+        if not isinstance(scores, list):
+            raise self._wrong(f"no list under `scores` in {answer!r:.{SHOWN}}")
+        for score in scores:
+            if type(score) not in (int, float) or not math.isfinite(score):
+                raise self._wrong(f"the score {score!r:.{SHOWN}}, which is not a finite number")
+        return scores
+
+    def _wrong(self, what: str) -> ValueError:
+        return self._error(f"answered with {what}: correct the server, see docs/rewards.md")
+
+    def _error(self, what: str) -> ValueError:
+        return ValueError(f"reward {self.name!r}: {self.options.url} {what}")
+
+
+def _png(image: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
