@@ -6,7 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -14,16 +20,20 @@ from transformers import (
     CLIPProcessor,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionConfig,
 )
 
+from b2ray.branching import RewardWindow
 from b2ray.config import Config
+from b2ray.diffusion import lora_file
 from b2ray.diffusion.noise import INITIAL, PREFIX, Domain, normal
 from b2ray.diffusion.policy import Policy
 from b2ray.diffusion.trajectory import Selected, Trajectory, to_wire
 from b2ray.options import parse
 from b2ray.shapes.build.words import make_tokenizer
+from b2ray.tracking.folder import RunState, open_run
 
 PROMPTS = [
     "a red circle above a blue square",
@@ -89,6 +99,49 @@ def pipeline(seed: int = 0, **scheduler: object) -> StableDiffusionPipeline:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+
+
+def sdxl(seed: int = 0) -> StableDiffusionXLPipeline:
+    """A Stable Diffusion XL pipeline for 16 × 16 pictures: SDXL's blocks, with few channels."""
+    torch.manual_seed(seed)
+    return StableDiffusionXLPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=4,
+            layers_per_block=1,
+        ),
+        text_encoder=CLIPTextModel(text_config()),
+        text_encoder_2=CLIPTextModelWithProjection(text_config()),
+        tokenizer=tokenizer(),
+        tokenizer_2=tokenizer(),
+        unet=UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 16, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=2,
+            transformer_layers_per_block=(1, 2, 3),
+            use_linear_projection=True,
+            cross_attention_dim=32,  # both encoders' states
+            attention_head_dim=(2, 2, 4),
+            norm_num_groups=4,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 16,
+        ),
+        scheduler=DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        ),
+        add_watermarker=False,
     )
 
 
@@ -182,3 +235,21 @@ def selection(
         Selected(prompt, advantage, lambda t=trajectory: t)
         for trajectory, prompt, advantage in zip(trajectories, prompts, advantages, strict=True)
     ]
+
+
+def random_lora(shapes: lora_file.State, seed: int = 1) -> dict[str, np.ndarray]:
+    """A LoRA of these names and shapes that changes pictures plainly."""
+    rng = np.random.default_rng(seed)
+    return {n: rng.normal(0, 0.4, v.shape).astype(np.float32) for n, v in shapes.items()}
+
+
+def trained_run(config: Config, *stages: lora_file.State, finished: bool = True) -> Path:
+    """A run's folder as it is after its last commits, with the LoRA of each; returns it."""
+    with open_run(config) as folder:
+        first = config.curriculum.stages - len(stages) + 1 if finished else 1
+        for stage, weights in enumerate(stages, first):
+            folder.commit(RunState(stage, window=RewardWindow(0)), weights, {})
+        if finished:
+            lora_file.save(folder.lora, stages[-1], config.model.lora)
+            folder.summary_file.write_text("{}")
+    return folder.path
