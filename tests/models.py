@@ -25,7 +25,6 @@ from transformers import (
     CLIPVisionConfig,
 )
 
-from b2ray.branching import RewardWindow
 from b2ray.config import Config
 from b2ray.diffusion import lora_file
 from b2ray.diffusion.noise import INITIAL, PREFIX, Domain, normal
@@ -243,13 +242,21 @@ def random_lora(shapes: lora_file.State, seed: int = 1) -> dict[str, np.ndarray]
     return {n: rng.normal(0, 0.4, v.shape).astype(np.float32) for n, v in shapes.items()}
 
 
-def trained_run(config: Config, *stages: lora_file.State, finished: bool = True) -> Path:
+def trained_run(
+    models: Path,
+    runs: Path,
+    name: str,
+    *stages: lora_file.State,
+    finished: bool = True,
+    **over: object,
+) -> Path:
     """A run's folder as it is after its last commits, with the LoRA of each; returns it."""
-    with open_run(config) as folder:
-        first = config.curriculum.stages - len(stages) + 1 if finished else 1
+    settings = parse(arguments(models, runs, name, **over)).config
+    with open_run(settings) as folder:
+        first = settings.curriculum.stages - len(stages) + 1 if finished else 1
         for stage, weights in enumerate(stages, first):
-            folder.commit(RunState(stage, window=RewardWindow(0)), weights, {})
+            folder.commit(RunState(stage), weights, {})
         if finished:
-            lora_file.save(folder.lora, stages[-1], config.model.lora)
+            lora_file.save(folder.lora, stages[-1], settings.model.lora)
             folder.summary_file.write_text("{}")
     return folder.path

@@ -46,9 +46,8 @@ def execute(
     except ConfigError as error:
         print(f"b2ray: {error}", file=sys.stderr)
         return EXIT_CONFIG
-    except OSError as error:
-        reason = error.strerror or error
-        print(f"b2ray: {error.filename or 'the disk'} cannot be used: {reason}", file=sys.stderr)
+    except OSError as error:  # a disk that is full, a folder that is read-only
+        print(f"b2ray: a file cannot be used: {error}", file=sys.stderr)
         return EXIT_CONFIG
     except KeyboardInterrupt:
         print("b2ray: stopped", file=sys.stderr)
@@ -94,9 +93,9 @@ def place(output: Path, write: Callable[[Path], object]) -> None:
             _remove(output)
         part.replace(output)
     except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{output} cannot be written: {error}") from error
+    finally:
         _remove(part)
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{output} cannot be written: {reason}") from error
 
 
 def _remove(path: Path) -> None:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import torch
 
 FORMATS = {
-    "diffusers": 'a LoRA file for pipeline.load_lora_weights("FILE")',
-    "kohya": "a LoRA file for ComfyUI (models/loras) and AUTOMATIC1111 (models/Lora)",
-    "merged": "a whole pipeline with the LoRA in its weights, for from_pretrained",
+    "diffusers": "a LoRA file: pipeline.load_lora_weights({output!r})",
+    "kohya": "a LoRA file for ComfyUI's models/loras or AUTOMATIC1111's models/Lora",
+    "merged": "a pipeline: DiffusionPipeline.from_pretrained({output!r}, dtype=torch.{dtype})",
 }
 
 
@@ -47,7 +47,7 @@ def export(args: argparse.Namespace) -> None:
     else:
         _lora(found, args.format, dtype, output)
     print(f"{found}, {args.dtype}: {output}")
-    print(f"This is {FORMATS[args.format]}.")
+    print(FORMATS[args.format].format(output=str(output), dtype=args.dtype))
 
 
 def _output(found: Trained, form: str, given: str | None) -> Path:
@@ -84,12 +84,15 @@ def _merged(found: Trained, dtype: torch.dtype, output: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    formats = "\n".join(
+        f"  {name:10} {text.format(output='PATH', dtype='DTYPE')}" for name, text in FORMATS.items()
+    )
     parser = Parser(
         prog="b2ray export",
-        description="Write a run's LoRA for other programs: the finished one, or that of the last "
+        description="Write a run's LoRA for other programs: the finished one, or that of the last\n"
         "committed stage of a run that is not finished.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="formats:\n" + "\n".join(f"  {name:10} {text}" for name, text in FORMATS.items()),
+        epilog=f"formats:\n{formats}",
     )
     add_run(parser)
     parser.add_argument("--format", required=True, help="diffusers, kohya or merged; see below")

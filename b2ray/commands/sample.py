@@ -49,11 +49,10 @@ def sample(args: argparse.Namespace) -> None:
         print(f"the model reads only the beginning of {prompt!r}")
 
     rows = [(prompt, args.seed + i) for prompt in prompts for i in range(args.count)]
-    # The second of a LoRA's two factors is zero before training: it changes nothing then.
-    untrained = {n: v * 0 if ".lora_B." in n else v for n, v in found.weights.items()}
+    nothing = {n: np.zeros_like(v) for n, v in found.weights.items()}
     pictures = {}
     with tqdm(total=2 * len(rows) * config.sampling.steps, unit="step") as bar:
-        for title, weights in (("without", untrained), ("with", found.weights)):
+        for title, weights in (("without", nothing), ("with", found.weights)):
             bar.set_description(f"{title} the LoRA")
             policy.bind(weights)
             pictures[title] = draw(policy, rows, config.evaluation.batch, bar)
