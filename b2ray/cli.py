@@ -1,32 +1,35 @@
-"""The console script: `b2ray run …` and `b2ray shapes build …`."""
+"""The console script: `b2ray COMMAND …`."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 
 from b2ray.errors import EXIT_CONFIG, EXIT_DONE
 
-USAGE = """usage: b2ray COMMAND …
-
-  run            fine-tune a model (as python -m b2ray.run; --help lists every field)
-  shapes build   train the embedded model from scratch (as python -m b2ray.shapes.build)
-"""
+# words → (module with `main(argv)`, imported only when it is asked for; what it does)
+COMMANDS = {
+    "run": ("b2ray.run", "fine-tune a model (as python -m b2ray.run)"),
+    "check": ("b2ray.commands.check", "look a configuration over before it is run"),
+    "sample": ("b2ray.commands.sample", "draw pictures with and without a run's LoRA"),
+    "export": ("b2ray.commands.export", "write a run's LoRA for diffusers, ComfyUI, AUTOMATIC1111"),
+    "shapes build": ("b2ray.shapes.build.__main__", "train the embedded model from scratch"),
+}
+USAGE = "usage: b2ray COMMAND …\n\n{}\n\nb2ray COMMAND --help says more.\n".format(
+    "\n".join(f"  {words:14} {line}" for words, (_, line) in COMMANDS.items())
+)
 
 
 def main() -> int:
     """Dispatch to the command that is named first."""
     words = sys.argv[1:]
-    if words[:1] == ["run"]:
-        from b2ray.run import main as run
-
-        # As with `python -m`: your own reward is found in the working directory.
-        sys.path.insert(0, os.getcwd())
-        return run(words[1:])
-    if words[:2] == ["shapes", "build"]:
-        from b2ray.shapes.build.__main__ import main as build
-
-        return build(words[2:])
+    for count in (1, 2):
+        if " ".join(words[:count]) in COMMANDS:
+            module, _ = COMMANDS[" ".join(words[:count])]
+            # As with `python -m`: your own reward is found in the working directory.
+            sys.path.insert(0, os.getcwd())
+            return int(importlib.import_module(module).main(words[count:]))
     if words in ([], ["-h"], ["--help"], ["help"]):
         print(USAGE, end="")
         return EXIT_DONE

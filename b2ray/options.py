@@ -76,7 +76,7 @@ def validated(values: Mapping[str, Any]) -> Config:
     try:
         return Config(**values)
     except ValidationError as error:
-        raise ConfigError(_sentence(error)) from error
+        raise ConfigError(sentence(error)) from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _command_line(argv: Sequence[str], help_for: argparse.ArgumentParser | None)
         raise ConfigError(f"{error} (--help lists all fields)") from error
 
 
-def _sentence(error: ValidationError) -> str:
+def sentence(error: ValidationError) -> str:
     """The first problem as one sentence with the field, the value and what would be right."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])

@@ -27,11 +27,13 @@ from transformers import (
 )
 
 from b2ray.config import Config
+from b2ray.diffusion import lora_file
 from b2ray.diffusion.noise import INITIAL, PREFIX, Domain, normal
 from b2ray.diffusion.policy import Policy
 from b2ray.diffusion.trajectory import Selected, Trajectory, to_wire
 from b2ray.options import parse
 from b2ray.shapes.build.words import make_tokenizer
+from b2ray.tracking.folder import RunState, open_run
 
 PROMPTS = [
     "a red circle above a blue square",
@@ -123,13 +125,13 @@ def sdxl(seed: int = 0, *, force_zeros: bool = True) -> StableDiffusionXLPipelin
         tokenizer_2=tokenizer(),
         unet=UNet2DConditionModel(
             sample_size=8,
-            block_out_channels=(8, 8, 16),
+            block_out_channels=(8, 16, 16),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
             layers_per_block=2,
-            transformer_layers_per_block=(1, 1, 2),
+            transformer_layers_per_block=(1, 2, 3),
             cross_attention_dim=32,  # both encoders side by side
-            attention_head_dim=2,
+            attention_head_dim=(2, 2, 4),
             norm_num_groups=4,
             use_linear_projection=True,
             addition_embed_type="text_time",
@@ -232,3 +234,29 @@ def selection(
         Selected(prompt, advantage, lambda t=trajectory: t)
         for trajectory, prompt, advantage in zip(trajectories, prompts, advantages, strict=True)
     ]
+
+
+def random_lora(shapes: lora_file.State, seed: int = 1) -> dict[str, np.ndarray]:
+    """A LoRA of these names and shapes that changes pictures plainly."""
+    rng = np.random.default_rng(seed)
+    return {n: rng.normal(0, 0.4, v.shape).astype(np.float32) for n, v in shapes.items()}
+
+
+def trained_run(
+    models: Path,
+    runs: Path,
+    name: str,
+    *stages: lora_file.State,
+    finished: bool = True,
+    **over: object,
+) -> Path:
+    """A run's folder as it is after its last commits, with the LoRA of each; returns it."""
+    settings = parse(arguments(models, runs, name, **over)).config
+    with open_run(settings) as folder:
+        first = settings.curriculum.stages - len(stages) + 1 if finished else 1
+        for stage, weights in enumerate(stages, first):
+            folder.commit(RunState(stage), weights, {})
+        if finished:
+            lora_file.save(folder.lora, stages[-1], settings.model.lora)
+            folder.summary_file.write_text("{}")
+    return folder.path

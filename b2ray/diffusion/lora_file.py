@@ -29,26 +29,25 @@ def digest(values: State) -> str:
 def save(folder: Path, values: State, config: Lora) -> Path:
     """Write the adapter as diffusers' `load_lora_weights` reads it; returns the file.
 
-    The same values give the same bytes. The adapter's scale travels in the file's metadata:
-    without it, readers assume alpha = rank.
+    The same values give the same bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {
+    tensors = {f"unet.{name}": value for name, value in sorted(values.items())}
+    file = folder / FILE
+    file.write_bytes(safetensors.numpy.save(tensors, metadata=metadata(config)))
+    return file
+
+
+def metadata(config: Lora) -> dict[str, str]:
+    """What diffusers reads besides the tensors: without it, it assumes alpha = rank."""
+    adapter = {
         "unet.r": config.rank,
         "unet.lora_alpha": config.alpha,
         "unet.target_modules": sorted(config.targets),
         "unet.peft_type": "LORA",
     }
-    tensors = {f"unet.{name}": value for name, value in sorted(values.items())}
-    file = folder / FILE
-    file.write_bytes(
-        safetensors.numpy.save(
-            tensors,
-            # One entry only: safetensors writes several in random order.
-            metadata={"lora_adapter_metadata": json.dumps(metadata, sort_keys=True)},
-        )
-    )
-    return file
+    # One entry only: safetensors writes several in random order.
+    return {"lora_adapter_metadata": json.dumps(adapter, sort_keys=True)}
 
 
 def load(file: Path) -> dict[str, np.ndarray]:

@@ -23,6 +23,7 @@ class Domain(IntEnum):
     EVALUATE = 1
     PROMPTS = 2
     ORDER = 3
+    SAMPLE = 4
 
 
 def generator(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
 import sys
 
 import pytest
@@ -24,8 +25,25 @@ def command(monkeypatch):
 def test_it_names_its_commands(command, capsys, words):
     assert command(*words) == EXIT_DONE
     shown = capsys.readouterr().out
-    assert "run" in shown
-    assert "shapes build" in shown
+    lines = [line.strip() for line in shown.splitlines()]
+    for name in ("run", "check", "sample", "export", "shapes build"):
+        assert sum(line.startswith(f"{name}  ") for line in lines) == 1
+
+
+@pytest.mark.parametrize("name", ["run", "sample", "export", "shapes build"])
+def test_every_command_has_help(command, capsys, name):
+    with pytest.raises(SystemExit) as end:
+        command(*name.split(), "--help")
+    assert end.value.code == 0
+    assert "--" in capsys.readouterr().out
+
+
+def test_listing_the_commands_imports_nothing_heavy():
+    code = (
+        "import sys, b2ray.cli; sys.argv = ['b2ray']; b2ray.cli.main(); print(sorted(sys.modules))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not any(f"'{name}'" in shown.stdout for name in ("torch", "ray", "pydantic", "numpy"))
 
 
 @pytest.mark.parametrize("words", [("train",), ("shapes",), ("shapes", "bake")])
