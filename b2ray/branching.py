@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from b2ray.config import Advantage, Selection
+from b2ray.config import Advantage, Config, Selection
 from b2ray.diffusion.noise import Domain, generator
+from b2ray.prompts import PromptSet
 
 # A spread below this is rounding, not signal: such rewards give no advantage.
 MIN_STD = 1e-8
@@ -94,6 +95,27 @@ def _systematic(seed: int, stage: int, weights: np.ndarray, count: int) -> list[
     # Rounding may put the last point on the line's end.
     chosen = np.searchsorted(ends, points, side="right").clip(max=len(weights) - 1)
     return draw.permutation(line[chosen]).tolist()
+
+
+def work_units(
+    config: Config, prompts: PromptSet, stage: int, version: int, n: int
+) -> list[WorkUnit]:
+    """A stage's groups, cut into units of a fixed size, forked before the last n steps."""
+    groups = draw_groups(config.seed, stage, prompts.texts, config.groups, prompts.weights)
+    size = config.branching.unit_groups
+    return [
+        WorkUnit(
+            seed=config.seed,
+            domain=Domain.TRAIN,
+            stage=stage,
+            version=version,
+            index=index,
+            groups=tuple(groups[low : low + size]),
+            branches=config.branching.branches,
+            fork=config.sampling.steps - n,
+        )
+        for index, low in enumerate(range(0, len(groups), size))
+    ]
 
 
 @dataclass

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from b2ray.config import Config
+from b2ray.diffusion.families import FAMILIES
 from b2ray.errors import ConfigError
 from b2ray.options import find
 from b2ray.prompts import PromptSets, read
@@ -31,28 +32,33 @@ def check_files(config: Config) -> PromptSets:
 
 
 def check_model(path: str) -> None:
-    """Refuse a local folder that is plainly no Stable Diffusion pipeline."""
-    folder = find(path)
-    if folder is None:
+    """Refuse a local folder or file that is plainly no pipeline of a known family."""
+    local = find(path)
+    if local is None:
         if not _may_be_hub_id(path):
             raise ConfigError(
-                f"model.path: there is no folder {path!r}, and it is no hub id either"
+                f"model.path: there is no file or folder {path!r}, and it is no hub id either"
             )
         return
-    index = folder / "model_index.json"
+    if local.is_file():
+        if local.suffix != ".safetensors":
+            raise ConfigError(
+                f"model.path {path!r}: a single file must be .safetensors; pickled checkpoints run "
+                "code when they are loaded, convert yours first"
+            )
+        return
+    index = local / "model_index.json"
     if not index.is_file():
         raise ConfigError(
             f"model.path {path!r} is no diffusers pipeline: it has no model_index.json; "
-            "give a folder written by save_pretrained, or a hub id"
+            "give a folder written by save_pretrained, a .safetensors file, or a hub id"
         )
     try:
         kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"model.path: {index} cannot be read: {error}") from error
-    if kind != "StableDiffusionPipeline":
-        raise ConfigError(
-            f"model.path {path!r} is a {kind}: a StableDiffusionPipeline (SD 1.x) is needed"
-        )
+    if kind not in FAMILIES:
+        raise ConfigError(f"model.path {path!r} is a {kind}: {' or '.join(FAMILIES)} is needed")
 
 
 def _may_be_hub_id(path: str) -> bool:

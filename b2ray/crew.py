@@ -12,6 +12,7 @@ import ray
 from b2ray.actors.learner import Learner
 from b2ray.actors.sampler import Sampler
 from b2ray.actors.scorer import Scorer
+from b2ray.actors.worker import Memory
 from b2ray.branching import RewardWindow, WorkUnit
 from b2ray.config import Config
 from b2ray.errors import ConfigError, WorkerError
@@ -44,7 +45,7 @@ class Crew:
         self.scorers = scorers(config)
         with_weights: dict[str, tuple[type, tuple[Any, ...], str]] = {
             "sampler": (Sampler, (config, everything), "bind"),
-            "learner": (Learner, (config, list(prompts.train)), "restore"),
+            "learner": (Learner, (config, list(prompts.train.texts)), "restore"),
         }
         roles = []
         for need in needs(config):
@@ -133,6 +134,39 @@ class Crew:
         self._take(call)
         assert call.receipt is not None
         return Updated(call.receipt.values["figures"], call.receipt.unet_evals)
+
+    def rehearse(
+        self, units: Sequence[WorkUnit], interval: int
+    ) -> tuple[dict[str, np.ndarray], dict[int, float]]:
+        """Work units through every actor as in a stage, without an update.
+
+        Returns:
+            Scores of every reward, also of those that are held out, each of shape (G, K); and
+            `Updater.rehearse`'s drift, on as many leaves as an optimizer step has.
+        """
+        names = [r.name for r in self.config.all_rewards]
+        batch = self.config.branching.branch_batch
+        plan = Rollout(units, batch, self.scorers, names, record=True, embed=True)
+        self.dispatcher.run(plan)
+        scores = {n: plan.reward_table(n) for n in names}
+        prompts = [group.prompt for unit in units for group in unit.groups]
+        leaves = np.argwhere(np.ones_like(scores[names[0]]))[: self.config.learner.batch]
+        selected = [(prompts[g], 1.0, plan.leaf(g, k)) for g, k in leaves.tolist()]
+        call = LearnerCall("rehearse", (interval, selected), "rehearsing an update", wanted=1)
+        self.dispatcher.run(call)
+        assert call.receipt is not None
+        return scores, call.receipt.values["drift"]
+
+    def elements(self) -> int:
+        """Elements of a latent, as the learner has it."""
+        learner = next(r for r in self.dispatcher.receipts if r.role == "learner")
+        return int(learner.values["elements"])
+
+    def memory(self) -> dict[str, Memory]:
+        """The largest use of memory so far of each actor, by its slot."""
+        asked = {str(s): s.actor.memory.remote() for s in self.dispatcher.slots}
+        found = ray.get(list(asked.values()), timeout=self.config.fleet.start_timeout)
+        return dict(zip(asked, found, strict=True))
 
     def sync(self) -> None:
         """Wait until every slot has loaded and bound the current weights, proven by digest."""

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from b2ray.config import Model
 from b2ray.errors import ConfigError
 from b2ray.options import find
-
-if TYPE_CHECKING:
-    import torch
 
 
 def source(path: str, revision: str | None = None) -> tuple[str, dict[str, Any]]:
@@ -40,23 +36,6 @@ def file(path: str, name: str, revision: str | None = None) -> Path | None:
         return Path(hf_hub_download(path, name, revision=revision))
     except EntryNotFoundError:
         return None
-
-
-def pipeline(model: Model, dtype: torch.dtype) -> Any:
-    """The whole diffusers pipeline of `model.path`, as its model_index.json describes it.
-
-    Raises:
-        ConfigError: it cannot be loaded.
-    """
-    from diffusers import DiffusionPipeline
-
-    name, where = source(model.path, model.revision)
-    try:
-        return DiffusionPipeline.from_pretrained(
-            name, dtype=dtype, variant=model.variant, use_safetensors=True, **where
-        )
-    except Exception as error:  # the loaders raise whatever their files provoke
-        raise refusal("model.path", model.path, "a diffusers pipeline", error) from error
 
 
 def refusal(field: str, path: str, wanted: str, error: Exception) -> ConfigError:

@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from b2ray.branching import WorkUnit, advantages, draw_groups, select, spread
+from b2ray.branching import advantages, select, spread, work_units
 from b2ray.checks import check_files
 from b2ray.config import Config
 from b2ray.crew import Crew
 from b2ray.curriculum import interval
-from b2ray.diffusion.noise import Domain
 from b2ray.errors import (
     EXIT_CONFIG,
     EXIT_DONE,
@@ -153,7 +152,7 @@ class Run:
         )
 
         # Branch-based sampling: prefixes, K branches each, and a score for every image.
-        units = self.work_units(state, n)
+        units = work_units(config, self.prompts.train, state.stage, state.version, n)
         with recorder.bar(f"stage {state.stage + 1}: sampling", config.groups * units[0].branches):
             rollout = crew.rollout(units, recorder.advance)
         sampled = time.perf_counter()
@@ -191,26 +190,6 @@ class Run:
             "cost/trained_leaves": float(len(selected)),
         }
         return recorder.commit(crew, state, window, scores, figures, costs)
-
-    def work_units(self, state: RunState, n: int) -> list[WorkUnit]:
-        """The stage's groups, cut into units of a fixed size."""
-        config = self.config
-        drawn = self.prompts.train
-        groups = draw_groups(config.seed, state.stage, drawn.texts, config.groups, drawn.weights)
-        size = config.branching.unit_groups
-        return [
-            WorkUnit(
-                seed=config.seed,
-                domain=Domain.TRAIN,
-                stage=state.stage,
-                version=state.version,
-                index=index,
-                groups=tuple(groups[low : low + size]),
-                branches=config.branching.branches,
-                fork=config.sampling.steps - n,
-            )
-            for index, low in enumerate(range(0, len(groups), size))
-        ]
 
 
 if __name__ == "__main__":

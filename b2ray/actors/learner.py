@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +33,8 @@ class Learner(Worker):
         self.updater = Updater(self.policy, config)
         self.version = 0
         count = sum(p.numel() for p in self.updater.parameters.values())
-        return self.receipt(began, parameters=count)
+        elements = math.prod(self.policy.latent_shape)
+        return self.receipt(began, parameters=count, elements=elements)
 
     @guarded("reading its weights")
     def state(self) -> tuple[Receipt, dict[str, Any], dict[str, Any]]:
@@ -67,24 +69,8 @@ class Learner(Worker):
             max_lag: largest number of versions that a trajectory may be behind.
         """
         began, evals = time.perf_counter(), self.policy.unet_evals
-
         lags: list[int] = []
-
-        def fetcher(ref: Any) -> Any:
-            def fetch() -> Trajectory:
-                trajectory = ray.get(ref)
-                lag = self.version - trajectory.version
-                lags.append(lag)
-                if not 0 <= lag <= max_lag:
-                    raise ValueError(
-                        f"a trajectory of policy version {trajectory.version} reached the learner "
-                        f"at version {self.version}; the largest lag allowed is {max_lag}"
-                    )
-                return trajectory
-
-            return fetch
-
-        items = [Selected(prompt, advantage, fetcher(ref)) for prompt, advantage, ref in selected]
+        items = [self._selected(entry, max_lag, lags) for entry in selected]
         figures = self.updater.update(stage, interval, items)
         figures["fleet/lag"] = float(sum(lags) / max(1, len(lags)))
         self.version += 1
@@ -96,3 +82,28 @@ class Learner(Worker):
             figures=figures,
         )
         return receipt, weights, self.updater.optimizer_state()
+
+    @guarded("rehearsing an update")
+    def rehearse(self, interval: int, selected: Sequence[tuple[str, float, Any]]) -> Receipt:
+        """What an update would see, without one: the receipt has `Updater.rehearse`'s drift."""
+        began, evals = time.perf_counter(), self.policy.unet_evals
+        items = [self._selected(entry, 0, []) for entry in selected]
+        drift = self.updater.rehearse(interval, items)
+        return self.receipt(began, self.policy.unet_evals - evals, drift=drift)
+
+    def _selected(self, entry: tuple[str, float, Any], max_lag: int, lags: list[int]) -> Selected:
+        """A (prompt, advantage, ref) whose trajectory is fetched when needed, its lag noted."""
+        prompt, advantage, ref = entry
+
+        def fetch() -> Trajectory:
+            trajectory = ray.get(ref)
+            lag = self.version - trajectory.version
+            lags.append(lag)
+            if not 0 <= lag <= max_lag:
+                raise ValueError(
+                    f"a trajectory of policy version {trajectory.version} reached the learner "
+                    f"at version {self.version}; the largest lag allowed is {max_lag}"
+                )
+            return trajectory
+
+        return Selected(prompt, advantage, fetch)

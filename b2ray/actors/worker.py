@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import resource
 import socket
 import time
 import traceback
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import ray
 
 from b2ray.errors import ConfigError, WorkerError
@@ -51,6 +53,10 @@ def device(threads: int) -> torch.device:
     return torch.device("cpu")
 
 
+def _gpu_id() -> str:
+    return str(next(iter(ray.get_gpu_ids()), ""))
+
+
 def guarded(doing: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Turn any exception of an actor's method into a `WorkerError` that crosses processes."""
 
@@ -72,6 +78,16 @@ def guarded(doing: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return wrap
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What a process has used at most of the device it runs on, and what that has, in bytes."""
+
+    where: str
+    device: str
+    peak: int
+    total: int
+
+
 class Worker:
     """Base of the actors: a role, a policy version, receipts."""
 
@@ -79,6 +95,18 @@ class Worker:
 
     def __init__(self) -> None:
         self.version = -1
+
+    def memory(self) -> Memory:
+        """The largest use of memory so far: the GPU's if this process has one, else its own."""
+        import torch
+
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            name = f"{socket.gethostname()}: {torch.cuda.get_device_name(0)} {_gpu_id()}"
+            _, total = torch.cuda.mem_get_info(0)
+            return Memory(where(), name, torch.cuda.max_memory_reserved(0), total)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        name = f"{socket.gethostname()}: main memory"
+        return Memory(where(), name, peak, psutil.virtual_memory().total)
 
     def receipt(self, began: float, unet_evals: int = 0, **values: Any) -> Receipt:
         """The receipt of a call that began at `began` (`time.perf_counter`)."""

@@ -70,14 +70,13 @@ def _lora(found: Trained, form: str, dtype: torch.dtype, output: Path) -> None:
 
 
 def _merged(found: Trained, dtype: torch.dtype, output: Path) -> None:
-    import torch
-
-    from b2ray import hub
     from b2ray.diffusion import lora_export
+    from b2ray.diffusion.load import load_pipeline
 
     quiet()
     model = found.config.model
-    pipeline = hub.pipeline(model, torch.float32)
+    # Fused in single precision, then cast.
+    pipeline, _ = load_pipeline(model.model_copy(update={"dtype": "float32"}))
     lora_export.merge(pipeline.unet, found.weights, model.lora, dtype)
     pipeline.to(dtype=dtype)
     place(output, lambda part: pipeline.save_pretrained(part, safe_serialization=True))

@@ -12,12 +12,12 @@ from PIL import Image
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from b2ray.checks import read_prompts
 from b2ray.commands.common import Parser, add_run, execute, quiet
 from b2ray.config import Config, Sampling
 from b2ray.diffusion.noise import INITIAL, PREFIX, Domain, normal
 from b2ray.errors import ConfigError
 from b2ray.options import sentence
+from b2ray.prompts import read
 from b2ray.tracking.show import COLUMNS, ROWS, save_png, sheet
 from b2ray.tracking.trained import Trained, find_trained
 
@@ -38,7 +38,7 @@ def sample(args: argparse.Namespace) -> None:
     """
     prompts = tuple(dict.fromkeys(args.prompt))
     if args.prompts:
-        prompts = tuple(dict.fromkeys((*prompts, *read_prompts("--prompts", args.prompts))))
+        prompts = tuple(dict.fromkeys((*prompts, *read("--prompts", args.prompts).texts)))
     if not prompts:
         raise ConfigError("nothing to draw: give --prompt TEXT or --prompts FILE")
     found = find_trained(args.run, args.runs, args.stage)
@@ -165,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--prompt", action="append", default=[], metavar="TEXT", help="may be given several times"
     )
-    parser.add_argument("--prompts", metavar="FILE", help="a text file, one prompt a line")
+    parser.add_argument("--prompts", metavar="FILE", help="a file or built-in set of prompts")
     parser.add_argument(
         "--seed", type=_whole(0), default=0, metavar="N", help="of the first picture of a prompt"
     )

@@ -200,6 +200,7 @@ class LearnerCall:
     method: str
     args: tuple[Any, ...]
     doing: str
+    wanted: int = 3  # results: the receipt, the LoRA, the optimizer's state
     receipt: Receipt | None = None
     results: Sequence[Any] = field(default_factory=tuple)
     _sent: bool = False
@@ -214,7 +215,7 @@ class LearnerCall:
         if self._sent or slot.role.name != "learner":
             return None
         self._sent = True
-        return Call("learner", self.method, self.args, 3, self.doing)
+        return Call("learner", self.method, self.args, self.wanted, self.doing)
 
     def done(self, call: Call, slot: Slot, receipt: Receipt, results: Sequence[Any]) -> None:
         """Take the answer."""

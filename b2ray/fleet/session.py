@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import psutil
 import ray
 
 from b2ray.config import Config
+from b2ray.cost import plan_cost
 from b2ray.errors import ConfigError
 
-LOCAL_OBJECT_STORE = 512 * 2**20  # bytes; a laptop's stages are a few megabytes
+MIN_OBJECT_STORE = 512 * 2**20  # bytes; a laptop's stages are a few megabytes
 
 
 class StopFlag:
@@ -69,7 +71,7 @@ def _join_or_start(config: Config) -> None:
             address="local",  # never somebody else's Ray on the same machine
             num_cpus=max(os.cpu_count() or 1, math.ceil(wanted)),
             include_dashboard=False,
-            object_store_memory=LOCAL_OBJECT_STORE,
+            object_store_memory=object_store(config),
             log_to_driver=False,
             logging_level="error",
         )
@@ -78,6 +80,15 @@ def _join_or_start(config: Config) -> None:
         raise ConfigError(
             f"Ray cannot be {'joined at ' + address if address else 'started here'}: {reason}"
         ) from error
+
+
+def object_store(config: Config) -> int:
+    """Bytes of shared memory for Ray started here: two stages, if the machine has them.
+
+    What does not fit, Ray spills to disk.
+    """
+    wanted = max(MIN_OBJECT_STORE, 2 * plan_cost(config).bytes_per_stage)
+    return min(wanted, int(0.3 * psutil.virtual_memory().total))
 
 
 @dataclass(frozen=True)
@@ -131,7 +142,7 @@ def preflight(config: Config) -> None:
     total = ", ".join(f"{host}: {cpu:g} CPU, {gpu:g} GPU" for host, (gpu, cpu) in free.items())
     for need in sorted(needs(config), key=lambda n: n.gpus, reverse=True):
         for placed in range(need.count):
-            room = (h for h, (g, c) in free.items() if g >= need.gpus and c >= need.cpus)
+            room = (h for h, (g, c) in free.items() if _fits(need.gpus, g) and _fits(need.cpus, c))
             host = next(room, None)
             if host is None:
                 raise ConfigError(
@@ -141,3 +152,7 @@ def preflight(config: Config) -> None:
                 )
             gpu, cpu = free[host]
             free[host] = (gpu - need.gpus, cpu - need.cpus)
+
+
+def _fits(wanted: float, free: float) -> bool:
+    return wanted <= free + 1e-6  # 0.4 + 0.4 + 0.2 is a little more than 1

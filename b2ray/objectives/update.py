@@ -91,6 +91,24 @@ class Updater:
                 first = False
         return meter.figures()
 
+    def rehearse(self, interval: int, selected: Sequence[Selected]) -> dict[int, float]:
+        """Mean |ratio - 1| of each trained step before any update; changes nothing.
+
+        One microbatch also goes backward, so that the memory of an update has been seen.
+        """
+        pairs = self._pairs(interval, selected)
+        drift: dict[int, list[torch.Tensor]] = {}
+        with torch.no_grad():
+            for micro in pairs.slices(self.config.learner.microbatch):
+                found = self.policy.log_prob(micro.step, micro.x, micro.following, micro.prompts)
+                off = ((found - micro.old).exp() - 1).abs()
+                for step in micro.step.unique().tolist():
+                    drift.setdefault(step, []).append(off[micro.step == step])
+        micro = next(pairs.slices(self.config.learner.microbatch))
+        self.policy.log_prob(micro.step, micro.x, micro.following, micro.prompts).sum().backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {step: float(torch.cat(parts).mean()) for step, parts in sorted(drift.items())}
+
     def _trained_steps(self, interval: int) -> list[int]:
         """The interval's steps whose density is wide enough, counted from the fork."""
         return [j for j, wide in enumerate(self.policy.schedule.trainable[-interval:]) if wide]

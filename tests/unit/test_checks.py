@@ -21,7 +21,16 @@ def model_folder(tmp_path, index: str | None) -> str:
 
 def test_a_pipeline_and_a_hub_id_pass(tmp_path):
     check_model(model_folder(tmp_path, json.dumps({"_class_name": "StableDiffusionPipeline"})))
+    check_model(model_folder(tmp_path, json.dumps({"_class_name": "StableDiffusionXLPipeline"})))
     check_model("runwayml/stable-diffusion-v1-5")
+
+
+def test_a_single_file_must_be_safetensors(tmp_path):
+    for name in ("model.safetensors", "model.ckpt"):
+        (tmp_path / name).write_bytes(b"")
+    check_model(str(tmp_path / "model.safetensors"))
+    with pytest.raises(ConfigError, match=r"must be \.safetensors; pickled"):
+        check_model(str(tmp_path / "model.ckpt"))
 
 
 @pytest.mark.parametrize(
@@ -29,8 +38,8 @@ def test_a_pipeline_and_a_hub_id_pass(tmp_path):
     [
         (None, "no model_index.json; give a folder written by save_pretrained"),
         (
-            '{"_class_name": "StableDiffusionXLPipeline"}',
-            "is a StableDiffusionXLPipeline: a Stable",
+            '{"_class_name": "FluxPipeline"}',
+            "is a FluxPipeline: StableDiffusionPipeline or StableDiffusionXLPipeline is needed",
         ),
         ("{}", "is a None"),
         ("[1]", "cannot be read"),

@@ -1,0 +1,169 @@
+"""`b2ray check`: what can go wrong in hours, tried in minutes.
+
+The run's own actors load its models and take one work unit through: prefixes, branches, every
+reward, densities in the learner, and a gradient. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from b2ray.actors.worker import Memory
+from b2ray.branching import work_units
+from b2ray.checks import check_files
+from b2ray.config import Config
+from b2ray.cost import Cost, plan_cost
+from b2ray.crew import Crew
+from b2ray.errors import EXIT_CONFIG, EXIT_DONE, EXIT_STOPPED, ConfigError, Stopped, WorkerError
+from b2ray.fleet.session import preflight, session
+from b2ray.options import parse
+from b2ray.prompts import PromptSets
+from b2ray.tracking.show import Progress
+
+FULL = 0.95  # of a device's memory: beyond it the next larger picture or prompt may not fit
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line of the table; `sound` is None for what only informs."""
+
+    what: str
+    found: str
+    sound: bool | None = None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command: 0 if the configuration can be run, 2 if not."""
+    words = [a for a in argv if a != "--json"]
+    findings: list[Finding] = []
+    try:
+        if any(w in ("-h", "--help") for w in words):
+            print(f"{__doc__}\nusage: b2ray check [--config FILE] [--json] [--section.field=…]\n")
+        config = parse(words).config
+        prompts = check_files(config)
+        findings += _costs(plan_cost(config))
+        with session(config) as stop:
+            preflight(config)
+            crew = Crew(config, prompts, stop)
+            try:
+                findings += rehearsal(config, prompts, crew)
+            finally:
+                crew.close()
+    except Stopped:
+        return EXIT_STOPPED
+    except (ConfigError, WorkerError) as error:
+        findings.append(Finding("stopped at", str(error), False))
+    _show(findings, "--json" in argv)
+    return EXIT_CONFIG if any(f.sound is False for f in findings) else EXIT_DONE
+
+
+def rehearsal(config: Config, prompts: PromptSets, crew: Crew) -> Iterator[Finding]:
+    """Load everything and take the first work unit of a stage through every actor."""
+    progress = Progress(0, 0)
+    try:
+        with progress.bar("loading models", 0, ""):
+            crew.fresh()
+        count = sum(slot.role.sync_method is not None for slot in crew.dispatcher.slots)
+        yield Finding("weights", f"digest {crew.weights.digest[:8]} on all {count} policies", True)
+        cut = {p for r in crew.dispatcher.receipts for p in r.values.get("too_long", ())}
+        if cut:
+            first = f"; the first: {min(cut)!r}"
+            yield Finding("prompts", f"{len(cut)} are cut off by the tokenizer{first}", None)
+        n = config.interval_bounds[1]
+        units = work_units(config, prompts.train, 0, 0, n)[:1]
+        with progress.bar("rehearsing a work unit", 0, ""):
+            scores, drift = crew.rehearse(units, n)
+        yield from _rewards(config, scores)
+        yield _drift(config, drift, crew)
+        yield from _memory(crew.memory())
+    finally:
+        progress.close()
+
+
+def _costs(cost: Cost) -> Iterator[Finding]:
+    evals = cost.unet_evals_sampling + cost.unet_evals_learning
+    yield Finding("reward queries", f"{cost.reward_queries:,}")
+    yield Finding(
+        "UNet evaluations",
+        f"{evals:,} at most ({cost.unet_evals_sampling:,} sampling, "
+        f"{cost.unet_evals_learning:,} learning), {cost.unet_evals_evaluation:,} evaluating",
+    )
+    yield Finding("object store", f"{cost.bytes_per_stage / GIB:.2f} GiB for the largest stage")
+
+
+def _rewards(config: Config, scores: dict[str, np.ndarray]) -> Iterator[Finding]:
+    """Finite they are, or the panel had refused them."""
+    for reward in config.all_rewards:
+        table = scores[reward.name]
+        trained = reward in config.rewards
+        constant = table.size > 1 and float(np.ptp(table)) == 0
+        text = f"{table.min():.4g} … {table.max():.4g} on {table.size} pictures"
+        if constant:
+            text += ": the same of every picture, it cannot be trained on"
+        elif config.branching.branches > 1:
+            text += f"; std {table.std(axis=1).mean():.3g} within a group"
+        kind = "reward" if trained else "held out"
+        yield Finding(f"{kind} {reward.name}", text, not (constant and trained))
+
+
+def _drift(config: Config, drift: dict[int, float], crew: Crew) -> Finding:
+    """Before any update every ratio is 1, up to what rounding and batch shapes do."""
+    if not drift:
+        return Finding("ratio", "no step of the interval is wide enough to train", False)
+    elements = crew.elements()
+    clip = config.objective.clip_nats / elements
+    allowed = config.learner.max_ratio_drift * clip
+    step, worst = max(drift.items(), key=lambda item: item[1])
+    mean = sum(drift.values()) / len(drift)
+    text = (
+        f"mean |ratio − 1| {mean:.1e} before an update (step {step}: {worst:.1e}), "
+        f"{mean / clip:.1%} of the clip range {clip:.1e}"
+    )
+    if config.learner.recompute_log_probs:
+        return Finding("ratio", f"{text}; recomputed in the learner", True)
+    if mean > allowed:
+        text += "; more than learner.max_ratio_drift: set learner.recompute_log_probs=true"
+    return Finding("ratio", text, mean <= allowed)
+
+
+def _memory(found: dict[str, Memory]) -> Iterator[Finding]:
+    for slot, memory in found.items():
+        yield Finding(f"memory, {slot}", f"{memory.peak / GIB:.2f} GiB at most, {memory.device}")
+    for device in dict.fromkeys(m.device for m in found.values()):
+        there = [m for m in found.values() if m.device == device]
+        peak, total = sum(m.peak for m in there), there[0].total
+        fits = peak <= FULL * total
+        text = f"{peak / GIB:.1f} of {total / GIB:.1f} GiB for all actors together"
+        if not fits:
+            text += (
+                ": lower branching.branch_batch or learner.microbatch, or set model.offload, "
+                "model.vae_slicing or model.gradient_checkpointing"
+            )
+        yield Finding(device, text, fits)
+
+
+def _show(findings: Sequence[Finding], as_json: bool) -> None:
+    sound = all(f.sound is not False for f in findings)
+    if as_json:
+        print(json.dumps({"sound": sound, "findings": [asdict(f) for f in findings]}, indent=2))
+        return
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    signs = {True: "[green]✓[/]", False: "[red]✗[/]", None: " "}
+    for f in findings:
+        table.add_row(signs[f.sound], f.what, f.found)
+    console = Console(highlight=False)
+    console.print(table)
+    verdict = "This configuration can be run." if sound else "This configuration cannot be run."
+    console.print(f"[bold]{verdict}[/]")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
