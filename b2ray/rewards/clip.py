@@ -10,12 +10,12 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
 from b2ray import hub
 from b2ray.config import Reward, Section
-from b2ray.rewards.preprocess import to_pixels
+from b2ray.rewards.tower import Tower
 
 PAPER_MODEL = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
-class Clip:
+class Clip(Tower):
     """Any `CLIPModel`; the paper's ViT-H-14 unless the specification names another."""
 
     wanted = "a CLIPModel"
@@ -48,12 +48,8 @@ class Clip:
         texts = torch.stack([self._text(p) for p in prompts])
         return (pictures * texts).sum(dim=1).cpu().numpy()
 
-    @torch.inference_mode()
-    def embed(self, images: np.ndarray) -> np.ndarray:
-        """Unit image embeddings, float32, shape (N, D)."""
-        pixels = to_pixels(images, self.size, self.mean, self.std, self.device)
-        features = self.model.get_image_features(pixel_values=pixels).pooler_output
-        return torch.nn.functional.normalize(features, dim=1).cpu().numpy()
+    def _features(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.model.get_image_features(pixel_values=pixels).pooler_output
 
     @torch.inference_mode()
     def _text(self, prompt: str) -> torch.Tensor:
