@@ -30,7 +30,7 @@ def test_it_names_its_commands(command, capsys, words):
         assert sum(line.startswith(f"{name}  ") for line in lines) == 1
 
 
-@pytest.mark.parametrize("name", ["run", "sample", "export", "shapes build"])
+@pytest.mark.parametrize("name", ["run", "check", "sample", "export", "shapes build"])
 def test_every_command_has_help(command, capsys, name):
     with pytest.raises(SystemExit) as end:
         command(*name.split(), "--help")

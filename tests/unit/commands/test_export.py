@@ -174,5 +174,5 @@ def test_a_base_model_that_is_gone_is_a_sentence(runs, tmp_path, capsys):
     (moved / "config.yaml").write_text("\n".join(lines))
     assert main([str(moved), "--format=merged"]) == EXIT_CONFIG
     shown = capsys.readouterr().err
-    assert "model.path '/no/such/model' cannot be loaded as a diffusers pipeline" in shown
+    assert "model.path '/no/such/model' cannot be loaded as a Stable Diffusion pipeline" in shown
     assert main([str(moved), "--format=kohya"]) == EXIT_DONE  # needs no base model

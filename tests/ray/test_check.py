@@ -1,0 +1,72 @@
+"""`b2ray check`: a verdict before hours are spent."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from b2ray.commands.check import main
+from tests.models import arguments
+from tests.ray.conftest import Runner
+
+
+def check(runner: Runner, capsys: pytest.CaptureFixture[str], **over: object):
+    code = main([*arguments(runner.models, runner.runs, "checked", **over), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    return code, {f["what"]: f for f in found["findings"]}
+
+
+def test_a_sound_configuration_passes_and_leaves_nothing(runner: Runner, capsys) -> None:
+    code, found = check(runner, capsys)
+    assert code == 0
+    assert found["reward queries"]["found"] == "36"
+    assert "on all 3 policies" in found["weights"]["found"]
+    assert found["ratio"]["sound"] and found["reward clip"]["sound"]
+    memory = [f for what, f in found.items() if what.startswith("memory, ")]
+    assert len(memory) == 4 and all("GiB" in f["found"] for f in memory)
+    assert not (runner.runs / "checked").exists()
+
+
+@pytest.mark.parametrize(
+    ("over", "what", "words"),
+    [
+        (
+            {"rewards": '[{"name":"flat","kind":"tests.ray.rewards:Constant"}]'},
+            "reward flat",
+            "the same of every picture",
+        ),
+        (
+            {"rewards": '[{"name":"bad","kind":"tests.ray.rewards:NotANumber"}]'},
+            "stopped at",
+            "'bad' returned nan",
+        ),
+        (
+            # Another batch shape in the learner, and a clip range below float32's rounding.
+            {"learner__microbatch": 3, "objective__clip_nats": 1e-9},
+            "ratio",
+            "recompute_log_probs=true",
+        ),
+        ({"model__path": "/no/such/model"}, "stopped at", "no hub id"),
+    ],
+)
+def test_what_would_go_wrong_is_found(runner: Runner, capsys, over, what, words) -> None:
+    code, found = check(runner, capsys, **over)
+    assert code == 2
+    assert words in found[what]["found"]
+    assert found[what]["sound"] is False
+
+
+def test_a_constant_reward_that_is_only_measured_is_no_failure(runner: Runner, capsys) -> None:
+    heldout = '[{"name":"flat","kind":"tests.ray.rewards:Constant"}]'
+    code, found = check(runner, capsys, evaluation__heldout_rewards=heldout)
+    assert code == 0
+    assert "the same of every picture" in found["held out flat"]["found"]
+
+
+def test_prompts_that_are_cut_off_are_told(runner: Runner, capsys, tmp_path) -> None:
+    file = tmp_path / "long.txt"
+    file.write_text("a red circle " * 30 + "\n")
+    code, found = check(runner, capsys, prompts__train=file)
+    assert code == 0
+    assert "1 are cut off by the tokenizer" in found["prompts"]["found"]
