@@ -172,6 +172,8 @@ class Learner(Section):
 
     lr: float = Field(1e-4, gt=0)
     """Learning rate of AdamW."""
+    lr_schedule: Literal["constant", "linear"] = "constant"
+    """Keep the rate, or let it fall in a straight line from stage to stage, to 0 after the last."""
     weight_decay: float = Field(1e-4, ge=0)
     """Decoupled weight decay."""
     max_grad_norm: float = Field(1.0, gt=0)

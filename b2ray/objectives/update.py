@@ -75,6 +75,8 @@ class Updater:
                 non-finite.
         """
         meter = _Meter(self.policy.schedule.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, stage)
         if not self._trained_steps(interval):
             return meter.figures()
         if self.config.learner.recompute_log_probs:
@@ -213,6 +215,12 @@ class Updater:
             moved = tensor if entry == "step" else tensor.to(parameter.device)
             self.optimizer.state[parameter][entry] = moved
         return digest
+
+
+def learning_rate(config: Config, stage: int) -> float:
+    """The rate of a stage's updates: a function of the stage alone, so that resuming keeps it."""
+    done = stage / config.curriculum.stages
+    return config.learner.lr * (1 - done if config.learner.lr_schedule == "linear" else 1)
 
 
 def _step_weights(policy: Policy, config: Config) -> torch.Tensor:

@@ -14,8 +14,15 @@ from b2ray.diffusion.lora_file import digest
 from b2ray.diffusion.policy import Policy
 from b2ray.diffusion.schedule import Schedule
 from b2ray.diffusion.trajectory import Selected, Trajectory, from_wire
-from b2ray.objectives.update import MAX_SKIPPED, Updater
-from tests.unit.objectives.conftest import INTERVAL, STEPS
+from b2ray.objectives.update import MAX_SKIPPED, Updater, learning_rate
+from tests.models import config, rollout, selection
+from tests.unit.objectives.conftest import (
+    ADVANTAGES_7,
+    ANY_DRIFT,
+    INTERVAL,
+    PROMPTS_7,
+    STEPS,
+)
 
 
 def gradients(updater: Updater) -> torch.Tensor:
@@ -268,3 +275,65 @@ def test_only_the_adapter_is_optimised(updater):
     learner = updater()
     held = {id(p) for group in learner.optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in lora.parameters(learner.policy.pipeline.unet).values()}
+
+
+# --- precision, the rate, rehearsals -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_small_gradients_survive_half_precision(models, first_weights, scaled):
+    """Many of their float16 values lie below its smallest number, unless the loss is scaled."""
+    over = {"sampling__steps": STEPS, **ONE_STEP, **ANY_DRIFT}
+    over |= {"learner__recompute_log_probs": True, "learner__max_grad_norm": 1e9}
+    found, sampled = {}, None
+    for dtype in ("float16", "float32"):
+        settings = config(models, model__dtype=dtype, **over)
+        policy = Policy(settings, torch.device("cpu"))
+        policy.bind(first_weights)
+        sampled = sampled or rollout(policy, PROMPTS_7, INTERVAL)
+        same = [replace(t, latents=t.latents.astype(dtype)) for t in sampled]
+        learner = Updater(policy, settings)
+        if not scaled:
+            learner.loss_scale = 1.0
+        learner.update(0, INTERVAL, selection(same, PROMPTS_7, [1e-3 * a for a in ADVANTAGES_7]))
+        found[dtype] = gradients(learner)
+    likeness = torch.nn.functional.cosine_similarity(*found.values(), dim=0)
+    assert bool(likeness > 0.99) == scaled, likeness
+
+
+def test_the_rate_falls_to_nothing_after_the_last_stage(updater):
+    learner = updater(learner__lr=1.0, learner__lr_schedule="linear", curriculum__stages=4)
+    rates = [learning_rate(learner.config, stage) for stage in range(4)]
+    assert rates == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    constant = updater(learner__lr=1.0, curriculum__stages=4).config
+    assert {learning_rate(constant, stage) for stage in range(4)} == {1.0}
+
+
+def test_an_update_uses_its_stages_rate(updater, selected):
+    def moved(stage: int) -> float:
+        over = {"learner__lr_schedule": "linear", "curriculum__stages": 10}
+        learner = updater(**{**ONE_STEP, **over, "learner__weight_decay": 0})
+        before = torch.cat([p.detach().flatten().clone() for p in learner.parameters.values()])
+        learner.update(stage, INTERVAL, selected)
+        after = torch.cat([p.detach().flatten() for p in learner.parameters.values()])
+        return float((after - before).abs().max())
+
+    assert moved(9) / moved(0) == pytest.approx(0.1, rel=0.05)  # Adam's first step is the rate
+
+
+def test_a_rehearsal_measures_the_drift_and_changes_nothing(updater, selected):
+    learner = updater(learner__microbatch=3)
+    before = weights(learner)
+    drift = learner.rehearse(INTERVAL, selected)
+    assert sorted(drift) == [1, 2, 3]
+    assert all(0 <= v < 1e-4 for v in drift.values())
+    off = [
+        replace(s, fetch=lambda s=s: replace(s.fetch(), log_probs=s.fetch().log_probs + 0.5))
+        for s in selected
+    ]
+    assert all(
+        v == pytest.approx(1 - np.exp(-0.5), rel=1e-3)
+        for v in learner.rehearse(INTERVAL, off).values()
+    )
+    assert weights(learner) == before and learner.optimizer_state() == {}
+    assert all(p.grad is None for p in learner.parameters.values())
