@@ -17,11 +17,17 @@ BASE = WEIGHTS / "base"
 """A folder for ``diffusers.StableDiffusionPipeline.from_pretrained``."""
 REWARD = WEIGHTS / "reward"
 """A folder for ``transformers.CLIPModel.from_pretrained`` and ``CLIPProcessor``."""
+AESTHETIC = WEIGHTS / "aesthetic"
+"""A folder for a reward of kind `aesthetic`."""
+IMAGEREWARD = WEIGHTS / "imagereward"
+"""A folder for a reward of kind `imagereward`."""
 PROMPTS = Path(__file__).parent / "prompts"
 """``train.txt`` (8 captions), ``train32.txt`` (32) and ``heldout.txt`` (64), one a line."""
 
 __all__ = [
+    "AESTHETIC",
     "BASE",
+    "IMAGEREWARD",
     "PROMPTS",
     "REWARD",
     "WEIGHTS",

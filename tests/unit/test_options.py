@@ -11,7 +11,8 @@ import yaml
 from b2ray import run
 from b2ray.config import Preset
 from b2ray.errors import EXIT_CONFIG, EXIT_DONE, ConfigError
-from b2ray.options import merge, parse
+from b2ray.options import find, merge, parse
+from b2ray.rewards import check
 from b2ray.tracking.folder import dump, open_run
 
 REST = {"prompts": {"train": "p.txt"}, "rewards": [{"name": "clip", "kind": "clip"}]}
@@ -92,6 +93,19 @@ def test_rewards_are_json_on_the_command_line(file):
 def test_without_a_file_it_is_the_quickstart(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert parse([]).config.name == "quickstart"
+
+
+def test_the_quickstart_with_three_rewards_differs_in_nothing_else():
+    config = parse(["--config=configs/quickstart_rewards.yaml"]).config
+    assert [r.kind for r in config.rewards] == ["clip", "imagereward", "aesthetic"]
+    for reward in config.rewards:
+        check(reward)
+        assert reward.scale == "window" and reward.path and find(reward.path)
+    plain = parse(["--config=configs/quickstart.yaml"]).config
+    assert {field for field, value in config if value != getattr(plain, field)} == {
+        "name",
+        "rewards",
+    }
 
 
 # --- bad input -------------------------------------------------------------------------------

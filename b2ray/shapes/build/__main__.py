@@ -22,10 +22,12 @@ STAGES: dict[str, tuple[str, ...]] = {
     "text": (),
     "unet": ("vae", "text"),
     "reward": ("vae",),
+    "aesthetic": ("vae",),
+    "imagereward": ("unet",),
     "prompts": (),
     "evaluate": ("unet", "reward"),
     "benchmark": ("unet", "reward"),
-    "card": ("evaluate", "benchmark", "prompts"),
+    "card": ("evaluate", "benchmark", "prompts", "aesthetic", "imagereward"),
 }
 
 

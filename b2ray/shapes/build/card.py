@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from b2ray.shapes.build import reward, text, unet, vae
+from b2ray.shapes.build import aesthetic, imagereward, reward, text, unet, vae
 from b2ray.shapes.build.common import Settings, write_text
 from b2ray.shapes.build.facts import read
 
+_RATED = ("auc_clean_degraded", "correlation", "mean_clean", "mean_degraded")
+_COMPARED = ("samples", "auc", "samples_mean", "samples_std")
 _TEMPLATE = Path(__file__).with_name("card.md")
 
 
 def build(settings: Settings) -> None:
     """Writes the card; every stage but ``prompts`` must have left its figures."""
-    stages = ("vae", "text", "unet", "reward")
+    stages = ("vae", "text", "unet", "reward", "aesthetic", "imagereward")
     facts = {name: read(settings, name) for name in (*stages, "evaluate", "benchmark")}
     missing = [name for name, values in facts.items() if not values]
     if missing:
@@ -35,8 +37,13 @@ def build(settings: Settings) -> None:
         "text_batch": text.BATCH,
         "unet_batch": unet.BATCH,
         "reward_batch": 3 * reward.FAMILIES_PER_STEP,
+        "aesthetic_batch": aesthetic.BATCH,
+        "imagereward_batch": 3 * imagereward.FAMILIES_PER_STEP,
         "low": facts["evaluate"]["reward_cosine_deciles"][0],
         "high": facts["evaluate"]["reward_cosine_deciles"][-1],
+        "visible": aesthetic.VISIBLE,
+        **{f"aesthetic_{k}": facts["aesthetic"][k] for k in _RATED},
+        **{f"imagereward_{k}": facts["imagereward"][k] for k in _COMPARED},
         **{k: facts["vae"][k] for k in ("mean_error_levels", "judged_right")},
         **facts["evaluate"],
     }
@@ -47,8 +54,9 @@ def build(settings: Settings) -> None:
 def _total(made: dict[str, dict[str, Any]]) -> float:
     """Minutes of the longest chain of stages that wait for each other."""
     minutes = {name: float(values["minutes"]) for name, values in made.items()}
-    before_unet = max(minutes["vae"], minutes["text"])
-    return max(before_unet + minutes["unet"], minutes["vae"] + minutes["reward"])
+    unet = max(minutes["vae"], minutes["text"]) + minutes["unet"]
+    after_vae = max(minutes["reward"], minutes["aesthetic"])
+    return max(unet + minutes["imagereward"], minutes["vae"] + after_vae)
 
 
 def _row(row: dict[str, Any]) -> str:

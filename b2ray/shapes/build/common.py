@@ -39,6 +39,14 @@ class Settings:
         return self.out / "reward"
 
     @property
+    def aesthetic(self) -> Path:
+        return self.out / "aesthetic"
+
+    @property
+    def imagereward(self) -> Path:
+        return self.out / "imagereward"
+
+    @property
     def facts(self) -> Path:
         """Measured figures, one JSON file per stage, from which the card is written."""
         return self.out / "facts"

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
+from b2ray.config import Reward
+from b2ray.rewards import load
+from b2ray.shapes import BASE, all_captions, render_batch
+from b2ray.shapes.build import degrade
 from b2ray.shapes.build.__main__ import STAGES, main
 from b2ray.shapes.build.common import replacing
 from b2ray.shapes.build.evaluate import area_under_curve
@@ -36,6 +42,12 @@ def test_a_tiny_build_leaves_folders_that_load(tmp_path):
     assert images.shape == (1, 32, 32, 3)
     CLIPModel.from_pretrained(tmp_path / "reward")
     CLIPProcessor.from_pretrained(tmp_path / "reward")
+    for kind in ("aesthetic", "imagereward"):
+        spec = Reward(name=kind, kind=kind, path=str(tmp_path / kind))
+        pictures = (images * 255).astype(np.uint8)
+        reward = load(spec, torch.device("cpu"))
+        scores = reward.score(pictures, ["a red circle above a blue square"])
+        assert scores.shape == (1,) and np.isfinite(scores).all()
     assert "Measured" in (tmp_path / "README.md").read_text()
     assert len((tmp_path / "prompts" / "heldout.txt").read_text().splitlines()) == 64
     assert not list(tmp_path.rglob(".*"))
@@ -76,9 +88,41 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
 
 
 def test_the_area_under_the_curve_counts_ties_half():
-    import numpy as np
-
     right = np.array([1.0, 1.0, 0.0, 0.0])
     assert area_under_curve(np.array([3.0, 2.0, 1.0, 0.0]), right) == 1.0
     assert area_under_curve(np.array([1.0, 1.0, 1.0, 1.0]), right) == 0.5
     assert area_under_curve(np.array([1.0, 3.0, 2.0, 0.0]), right) == 0.75
+
+
+@pytest.mark.parametrize("way", degrade._WAYS)
+def test_a_stronger_degradation_is_farther_from_the_picture(way):
+    pictures = render_batch(all_captions()[::700], seed=0)
+    distance = []
+    for strength in (0.0, 0.2, 0.5, 1.0):
+        rng = np.random.default_rng(0)
+        worse = np.stack([way(picture, strength, rng) for picture in pictures])
+        assert (worse.shape, worse.dtype) == (pictures.shape, np.uint8)
+        distance.append(np.abs(worse.astype(float) - pictures).mean())
+    assert distance[0] == 0 and distance == sorted(distance) and distance[-1] > distance[1]
+
+
+def test_noisier_latents_decode_to_worse_pictures():
+    vae = AutoencoderKL.from_pretrained(BASE / "vae").eval()
+    pictures = render_batch(all_captions()[::700], seed=0)
+    distance = []
+    for noise in (0.0, 0.3, 1.0):
+        decoded = degrade.through(vae, pictures, np.full(len(pictures), noise))
+        distance.append(np.abs(decoded.astype(float) - pictures).mean())
+    assert distance == sorted(distance)
+
+
+def test_degradations_of_the_same_seed_are_the_same():
+    vae = AutoencoderKL.from_pretrained(BASE / "vae").eval()
+    pictures = render_batch(all_captions()[::200], seed=0)
+    strength = np.linspace(0.1, 1, len(pictures))
+    made = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        made.append(degrade.degrade(pictures, strength, vae, np.random.default_rng(1)))
+    assert np.array_equal(*made)
+    assert (made[0] != pictures).any((1, 2, 3)).all()

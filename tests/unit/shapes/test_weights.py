@@ -8,10 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 import b2ray.shapes
-from b2ray.shapes import BASE, REWARD, WEIGHTS, Judge, all_captions, render_batch
+from b2ray.config import Reward
+from b2ray.rewards import load
+from b2ray.shapes import (
+    AESTHETIC,
+    BASE,
+    IMAGEREWARD,
+    REWARD,
+    WEIGHTS,
+    Judge,
+    all_captions,
+    render_batch,
+)
+from b2ray.shapes.build.evaluate import area_under_curve
 from b2ray.shapes.captions import near_misses
 
 
@@ -95,6 +107,47 @@ def test_the_reward_ranks_the_caption_above_its_near_misses(reward):
     assert (scores.argmax(1) == 0).float().mean() > 0.85
 
 
+def built_in(kind: str, folder: Path):
+    return load(Reward(name=kind, kind=kind, path=str(folder)), torch.device("cpu"))
+
+
+def test_the_aesthetic_reward_rates_clean_pictures_above_blurred_ones():
+    captions = all_captions()[::29]
+    clean = render_batch(captions, seed=3)
+    blur = ImageFilter.GaussianBlur(1.2)
+    blurred = np.stack([np.asarray(Image.fromarray(p).filter(blur)) for p in clean])
+    reward, texts = built_in("aesthetic", AESTHETIC), [c.text for c in captions]
+    high, low = reward.score(clean, texts), reward.score(blurred, texts)
+    assert (high > low).mean() > 0.95
+    assert 0 < low.mean() < high.mean() - 1 < 10
+
+
+def test_imagereward_ranks_the_caption_above_its_near_misses():
+    rng = np.random.default_rng(0)
+    captions = [all_captions()[i] for i in rng.integers(len(all_captions()), size=64)]
+    texts = [c.text for caption in captions for c in (caption, *near_misses(caption, rng))]
+    pictures = render_batch(captions, seed=2).repeat(6, axis=0)
+    scores = built_in("imagereward", IMAGEREWARD).score(pictures, texts).reshape(64, 6)
+    assert (scores[:, :1] > scores[:, 1:]).mean() > 0.9
+    assert 0.2 < scores.std() < 3
+
+
+def test_imagereward_agrees_with_the_judge_on_the_models_own_samples(pipe):
+    picked = np.random.default_rng(4).integers(len(all_captions()), size=96)
+    texts = [all_captions()[i].text for i in picked]
+    images = pipe(
+        texts,
+        num_inference_steps=10,
+        guidance_scale=2.0,
+        eta=1.0,
+        generator=torch.Generator().manual_seed(1),
+        output_type="np",
+    ).images
+    pictures = (images * 255).round().astype(np.uint8)
+    scores = built_in("imagereward", IMAGEREWARD).score(pictures, texts)
+    assert area_under_curve(scores, Judge().score(pictures, texts)) > 0.85
+
+
 def test_the_package_is_small_and_holds_no_pickles():
     files = [p for p in Path(b2ray.shapes.__file__).parent.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) < 18_000_000
@@ -112,4 +165,7 @@ def test_the_card_tells_the_measured_figures():
     card = (WEIGHTS / "README.md").read_text()
     assert facts["reward_auc"] >= 0.95
     assert f"{facts['reward_auc']:.3f}" in card
+    auc = json.loads((WEIGHTS / "facts" / "imagereward.json").read_text())["auc"]
+    assert auc >= 0.9
+    assert f"{auc:.3f}" in card
     assert f"{facts['judged_10_steps_guidance_2_eta_1']:.1%}" in card
