@@ -30,10 +30,12 @@ def file(path: str, name: str, revision: str | None = None) -> Path | None:
     if local is not None:
         return local / name if (local / name).is_file() else None
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(path, name, revision=revision))
+    except LocalEntryNotFoundError:  # an EntryNotFoundError, but the hub was not even asked
+        raise
     except EntryNotFoundError:
         return None
 

@@ -2,8 +2,8 @@
 
     python benchmarks/precision.py [--model b2ray/shapes/weights/base] [--steps 20] [--leaves 32]
 
-Branches are sampled in one batch and scored again as the learner does it: in calls of the same shape,
-and in calls of `--microbatch`. Any difference is rounding. The table goes to docs/models.md.
+Branches are sampled in one batch and scored again as the learner does it: in calls of the same
+shape, and in calls of `--microbatch`. Any difference is rounding. docs/models.md has the table.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def rehearsal(config: Config, prompts: PromptSets, crew: Crew) -> Iterator[Findi
         with progress.bar("rehearsing a work unit", 0, ""):
             scores, drift = crew.rehearse(units, n)
         yield from _rewards(config, scores)
-        yield _drift(config, drift, crew)
+        yield _drift(config, drift, crew.elements())
         yield from _memory(crew.memory())
     finally:
         progress.close()
@@ -114,11 +114,10 @@ def _rewards(config: Config, scores: dict[str, np.ndarray]) -> Iterator[Finding]
         yield Finding(f"{kind} {reward.name}", text, not (constant and trained))
 
 
-def _drift(config: Config, drift: dict[int, float], crew: Crew) -> Finding:
+def _drift(config: Config, drift: dict[int, float], elements: int) -> Finding:
     """Before any update every ratio is 1, up to what rounding and batch shapes do."""
     if not drift:
         return Finding("ratio", "no step of the interval is wide enough to train", False)
-    elements = crew.elements()
     clip = config.objective.clip_nats / elements
     allowed = config.learner.max_ratio_drift * clip
     step, worst = max(drift.items(), key=lambda item: item[1])

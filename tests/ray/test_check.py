@@ -41,12 +41,6 @@ def test_a_sound_configuration_passes_and_leaves_nothing(runner: Runner, capsys)
             "stopped at",
             "'bad' returned nan",
         ),
-        (
-            # Another batch shape in the learner, and a clip range below float32's rounding.
-            {"learner__microbatch": 3, "objective__clip_nats": 1e-9},
-            "ratio",
-            "recompute_log_probs=true",
-        ),
         ({"model__path": "/no/such/model"}, "stopped at", "no hub id"),
     ],
 )

@@ -1,0 +1,48 @@
+"""What `b2ray check` says of drift, memory and rewards; tests/ray runs the whole command."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from b2ray.actors.worker import Memory
+from b2ray.commands.check import GIB, _drift, _memory, _rewards
+from tests.models import config
+
+
+@pytest.mark.parametrize(
+    ("over", "drift", "sound", "words"),
+    [
+        ({}, 1e-5, True, "of the clip range 1.0e-04"),
+        ({}, 2e-5, False, "set learner.recompute_log_probs=true"),
+        ({"learner__recompute_log_probs": True}, 2e-5, True, "recomputed in the learner"),
+        ({"learner__max_ratio_drift": 0.5}, 2e-5, True, "20.0%"),
+    ],
+)
+def test_drift_is_held_against_the_clip_range(models, over, drift, sound, words):
+    found = _drift(config(models, **over), {2: drift / 2, 3: 1.5 * drift}, 16384)
+    assert (found.sound, words in found.found, "step 3" in found.found) == (sound, True, True)
+
+
+def test_an_interval_without_a_trainable_step_is_refused(models):
+    assert _drift(config(models), {}, 16384).sound is False
+
+
+@pytest.mark.parametrize(("second", "fits"), [(30, True), (60, False)])
+def test_actors_that_share_a_device_are_added_up(second, fits):
+    def actor(gib: int, device: str) -> Memory:
+        return Memory("here", device, gib * GIB, 80 * GIB)
+
+    found = {"sampler 0": actor(40, "gpu 0"), "learner 0": actor(second, "gpu 0")}
+    *actors, first, other = _memory({**found, "scorer 0": actor(70, "gpu 1")})
+    assert len(actors) == 3
+    assert (first.what, first.sound) == ("gpu 0", fits)
+    assert ("model.offload" in first.found) == (not fits)
+    assert other.sound is True
+
+
+def test_a_reward_that_says_the_same_of_all_is_no_reward(models):
+    (flat,) = _rewards(config(models), {"clip": np.full((2, 3), 0.5)})
+    assert flat.sound is False
+    (sound,) = _rewards(config(models), {"clip": np.array([[0.0, 1.0, 2.0]] * 2)})
+    assert sound.sound is True and "std 0.816 within a group" in sound.found
