@@ -162,6 +162,10 @@ class Objective(Section):
     """Clip range in nats of a whole step's log-likelihood. Divided by the number of latent elements
     it is the usual range: 1.6384 is DDPO's 1e-4 on Stable Diffusion's 16 384 elements, and the
     same joint range on a model of any other size."""
+    kl_weight: float = Field(0.0, ge=0)
+    """Weight of the KL divergence from the base model, per latent element, as in DPOK (arXiv
+    2305.16381): holds the policy near the base model, most of all where a step has little noise.
+    Above 0 it costs one more forward pass in learning."""
     step_weights: Literal["none", "inverse_gradient"] = "none"
     """Weigh the steps of a trajectory alike, or by the inverse of how strongly a step's density
     depends on the predicted noise: the last steps otherwise drown out the early ones."""

@@ -23,7 +23,7 @@ class Cost:
     Attributes:
         reward_queries: pictures scored for training.
         unet_evals_sampling: prefixes and branches.
-        unet_evals_learning: forward passes of the update.
+        unet_evals_learning: forward passes of the update, also those of the base model.
         unet_evals_evaluation: on fixed seeds; a run does not report them.
         unet_forwards: UNet calls on one latent that all of it is worth, backward passes included.
         bytes_per_stage: what the largest stage puts into Ray's object store: prefixes,
@@ -80,11 +80,12 @@ def plan_cost(
     evaluation = _evaluated_pictures(config) * steps
     # Checkpointing computes the forward pass again on the way back.
     per_update = 1 + BACKWARD + config.model.gradient_checkpointing
-    evals = sampling + rescoring + evaluation + per_update * updating
+    reference = updating * (config.objective.kl_weight > 0)
+    evals = sampling + rescoring + reference + evaluation + per_update * updating
     return Cost(
         reward_queries=stages * images,
         unet_evals_sampling=sampling,
-        unet_evals_learning=rescoring + updating,
+        unet_evals_learning=rescoring + reference + updating,
         unet_evals_evaluation=evaluation,
         unet_forwards=evals * (2 if config.sampling.guidance > 1 else 1),
         bytes_per_stage=_stored(config, max(intervals), latent, picture),

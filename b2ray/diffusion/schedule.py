@@ -184,6 +184,20 @@ class Schedule:
         """
         return self._density(i, self.mean(i, x, output), following)
 
+    def kl(
+        self, i: torch.Tensor, x: torch.Tensor, output: torch.Tensor, reference: torch.Tensor
+    ) -> torch.Tensor:
+        """KL divergence of the transition out of step i from the one that `reference` gives.
+
+        Both are Gaussians of the same sigma: |mean - mean_ref|² / (2 sigma²), averaged over the
+        latent's elements as `log_prob` is; float32, shape (B,), zero where sigma is below
+        `MIN_SIGMA`. Arguments as `predicted_image`.
+        """
+        apart = self.mean(i, x, output) - self.mean(i, x, reference)
+        sigma = self.sigma[i]
+        safe = _column(sigma.clamp(min=MIN_SIGMA))
+        return (apart**2 / (2 * safe**2)).mean(dim=(1, 2, 3)) * (sigma >= MIN_SIGMA)
+
     def _density(
         self, i: torch.Tensor, mean: torch.Tensor, following: torch.Tensor
     ) -> torch.Tensor:

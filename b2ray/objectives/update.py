@@ -158,9 +158,13 @@ class Updater:
             output.retain_grad()
             log_prob = self.policy.schedule.log_prob(micro.step, micro.x, output, micro.following)
             loss, clipped = self.objective(log_prob, micro.old, micro.advantage, self.clip)
+            loss = loss * self.step_weights[micro.step]
+            if self.config.objective.kl_weight:
+                kl = self._kl(micro, output)
+                loss = loss + self.config.objective.kl_weight * kl
+                meter.add_kl(kl)
             # The sum over the true count: batches and microbatches of any size weigh the same.
-            mean = (loss * self.step_weights[micro.step]).sum() / len(pairs.step)
-            (mean * self.loss_scale).backward()
+            (loss.sum() / len(pairs.step) * self.loss_scale).backward()
             meter.add(micro.step, log_prob.detach() - micro.old, clipped, check_drift)
             if output.grad is not None:
                 scale = len(pairs.step) / self.loss_scale
@@ -184,6 +188,12 @@ class Updater:
                     "or use model.dtype=float32"
                 )
         meter.step(norm)
+
+    def _kl(self, pairs: _Pairs, output: torch.Tensor) -> torch.Tensor:
+        """Divergence of each pair's step from the base model's, with gradients, shape (N,)."""
+        with torch.no_grad(), self.policy.reference():
+            reference = self.policy.predict(pairs.step, pairs.x, pairs.prompts)
+        return self.policy.schedule.kl(pairs.step, pairs.x, output, reference)
 
     def _refuse_drift(self, meter: _Meter) -> None:
         """Before any update the ratio is 1, or the sampler did not use these weights."""
@@ -249,6 +259,7 @@ class _Meter:
         self.clipped = torch.zeros(steps)
         self.squared_grad = torch.zeros(steps)
         self.kl = 0.0
+        self.kl_reference = 0.0
         self.norms: list[float] = []
         self.drift: list[torch.Tensor] = []
 
@@ -266,6 +277,10 @@ class _Meter:
         self.kl += float((log_ratio.exp() - 1 - log_ratio).sum())
         if drift:
             self.drift.append((log_ratio.exp() - 1).abs())
+
+    def add_kl(self, kl: torch.Tensor) -> None:
+        """Divergence of each pair from the base model."""
+        self.kl_reference += float(kl.detach().sum())
 
     def add_gradient(self, step: torch.Tensor, gradient: torch.Tensor) -> None:
         """Gradient of each pair's own loss by its guided output, shape (N, C, H, W)."""
@@ -291,6 +306,7 @@ class _Meter:
             "policy/ratio_drift_max": float(torch.cat(self.drift).max()),
             "policy/clip_fraction": float(self.clipped.sum()) / total,
             "policy/approx_kl": self.kl / total,
+            **({"policy/kl_reference": self.kl_reference / total} if self.kl_reference else {}),
             "policy/grad_norm": sum(finite) / max(1, len(finite)),
         }
         for step in self.count.nonzero().flatten().tolist():

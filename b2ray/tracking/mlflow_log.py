@@ -129,7 +129,10 @@ class MlflowLog:
         for file in (self.folder.path / "config.yaml", self.folder.summary_file):
             if file.exists():
                 client.log_artifact(run_id, str(file))
-        if base_model is not None:
+        if base_model is not None and _is_file(base_model):
+            # The flavour wants a pipeline's folder or hub id to load the LoRA into.
+            client.log_artifacts(run_id, str(self.folder.lora), "lora")
+        elif base_model is not None:
             self._log_model(run_id, base_model)
         client.set_terminated(run_id, status)
         self._note(closed=status == "FINISHED")
@@ -237,6 +240,11 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             pairs[f"{prefix}{key}"] = str(value)[:6000]
     return pairs
+
+
+def _is_file(base_model: str) -> bool:
+    local = find(base_model)
+    return local is not None and local.is_file()
 
 
 def _flavour_path(base_model: str) -> str:

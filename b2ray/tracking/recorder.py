@@ -13,6 +13,7 @@ import ray
 
 from b2ray.branching import RewardWindow
 from b2ray.config import Config
+from b2ray.cost import plan_cost
 from b2ray.crew import Crew
 from b2ray.diffusion import lora_file
 from b2ray.evaluation import Evaluated, overtaken
@@ -56,6 +57,12 @@ class Recorder:
 
     def begin(self, crew: Crew) -> RunState:
         """Version 0, evaluated and committed."""
+        cost = plan_cost(self.config)
+        self.line(
+            f"this run: {cost.reward_queries:,} reward queries, at most {cost.unet_evals:,} UNet "
+            f"evaluations, {cost.bytes_per_stage / 2**20:,.0f} MiB of objects a stage; "
+            "`b2ray check` says more"
+        )
         with self.bar("loading models", 0):
             crew.fresh()
         self._tell_of_actors(crew)

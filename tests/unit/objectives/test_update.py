@@ -337,3 +337,42 @@ def test_a_rehearsal_measures_the_drift_and_changes_nothing(updater, selected):
     )
     assert weights(learner) == before and learner.optimizer_state() == {}
     assert all(p.grad is None for p in learner.parameters.values())
+
+
+# --- the base model as a reference -------------------------------------------------------------
+
+
+def test_the_divergence_is_that_of_two_normal_distributions(updater, selected):
+    learner = updater()
+    policy, chosen = learner.policy, selected[0]
+    latents = from_wire(chosen.fetch().latents)[:-1]
+    i = torch.arange(STEPS - INTERVAL, STEPS)
+    with torch.no_grad():
+        moved = policy.predict(i, latents, [chosen.prompt] * INTERVAL)
+        with policy.reference():
+            base = policy.predict(i, latents, [chosen.prompt] * INTERVAL)
+    schedule = policy.schedule
+    sigma = schedule.sigma[i][:, None, None, None]
+    ours, theirs = (
+        torch.distributions.Normal(schedule.mean(i, latents, o), sigma) for o in (moved, base)
+    )
+    expected = torch.distributions.kl_divergence(ours, theirs).mean((1, 2, 3))
+    found = schedule.kl(i, latents, moved, base)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+    assert found.min() > 0
+
+
+def test_the_divergence_alone_leads_back_to_the_base_model(updater, selected):
+    still = [replace(s, advantage=0.0) for s in selected]
+    over = {"objective__kl_weight": 1.0, "learner__lr": 3e-3, "learner__weight_decay": 0}
+    learner = updater(**over, learner__passes=8)
+    evals = learner.policy.unet_evals
+    first = learner.update(0, INTERVAL, still)["policy/kl_reference"]
+    assert learner.policy.unet_evals - evals == 2 * 8 * len(selected) * INTERVAL
+    later = learner.update(1, INTERVAL, still)["policy/kl_reference"]
+    assert 0 < later < 0.5 * first
+
+
+def test_without_a_weight_the_base_model_is_not_asked(updater, selected):
+    figures = updater(**ONE_STEP).update(0, INTERVAL, selected)
+    assert "policy/kl_reference" not in figures
