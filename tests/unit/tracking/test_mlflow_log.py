@@ -224,3 +224,16 @@ def test_parameters_are_flat_text(tmp_path):
     assert values["curriculum.start"] == "4.0"
     assert values["model.lora.rank"] == "4"
     assert all(isinstance(v, str) for v in values.values())
+
+
+def test_the_lora_of_a_single_file_model_is_logged_as_files(folder, tmp_path):
+    """The diffusers flavour takes a pipeline's folder or hub id, and no checkpoint file."""
+    (tmp_path / "base.safetensors").write_bytes(b"")
+    folder.lora.mkdir()
+    (folder.lora / "pytorch_lora_weights.safetensors").write_bytes(b"weights")
+    stage_done(folder, 0)
+    MlflowLog(folder).finish("FINISHED", str(tmp_path / "base.safetensors"))
+    (run,) = runs(folder)
+    assert run.info.status == "FINISHED"
+    found = [a.path for a in store(folder).list_artifacts(run.info.run_id, "lora")]
+    assert found == ["lora/pytorch_lora_weights.safetensors"]
