@@ -269,3 +269,19 @@ def test_schedulers_of_other_classes_give_the_same_table(policy):
     ddim = DDIMScheduler(**SCHEDULER, timestep_spacing="leading", clip_sample=False)
     ddim.set_timesteps(STEPS)
     assert ours.schedule.timesteps.tolist() == ddim.timesteps.tolist()
+
+
+@pytest.mark.slow
+def test_a_compiled_model_predicts_and_learns_the_same(policy):
+    plain, compiled = policy("sd1"), policy("sd1", model__compile=True)
+    i, x = torch.tensor([1, 3]), start(plain)
+    gradients = []
+    for ours in (plain, compiled):
+        ours.log_prob(i, x, x * 0.9, PROMPTS[:2]).sum().backward()
+        learning = [p.grad.flatten() for p in ours.pipeline.unet.parameters() if p.requires_grad]
+        gradients.append(torch.cat(learning))
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+    assert compiled.lora_state().keys() == plain.lora_state().keys()
+    with torch.no_grad(), compiled.reference():
+        base = compiled.predict(i, x, PROMPTS[:2])
+    torch.testing.assert_close(base, plain.predict(i, x, PROMPTS[:2]), rtol=1e-3, atol=1e-4)
