@@ -272,6 +272,7 @@ def test_schedulers_of_other_classes_give_the_same_table(policy):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # compiling takes minutes on a busy machine
 def test_a_compiled_model_predicts_and_learns_the_same(policy):
     plain, compiled = policy("sd1"), policy("sd1", model__compile=True)
     i, x = torch.tensor([1, 3]), start(plain)
