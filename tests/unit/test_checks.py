@@ -53,7 +53,7 @@ def test_a_folder_that_is_no_pipeline_is_refused(tmp_path, index, words):
 
 @pytest.mark.parametrize("path", ["/no/such/model", "./model", "one/two/three", "model"])
 def test_a_path_that_is_neither_folder_nor_hub_id_is_refused(path):
-    with pytest.raises(ConfigError, match=r"model\.path: there is no folder .*hub id"):
+    with pytest.raises(ConfigError, match=r"model\.path: there is no file or folder .*hub id"):
         check_model(path)
 
 

@@ -12,7 +12,7 @@ from b2ray.cost import plan_cost
 from b2ray.options import parse
 
 FILES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
-EXPERIMENTS = [f for f in FILES if f.stem != "quickstart"]
+EXPERIMENTS = [f for f in FILES if not f.stem.startswith("quickstart")]
 RELEASED = [f for f in EXPERIMENTS if f.stem.endswith("_released")]
 
 
