@@ -65,7 +65,8 @@ def run(tmp_path, monkeypatch):
                 crew.weights.version = version
                 figures = {"interval": 3.0, "reward/mean": 0.5, "bad": 1.0}
                 costs = {"cost/reward_queries": 10.0, "cost/unet_evals": 100.0}
-                state = recorder.commit(crew, state, RewardWindow(8), RewardWindow(8), figures, costs)
+                window = RewardWindow(8)
+                state = recorder.commit(crew, state, window, window, figures, costs)
             summary = recorder.finish(crew)
             recorder.close()
         return summary, folder, crew
