@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -102,20 +103,22 @@ def work_units(
 ) -> list[WorkUnit]:
     """A stage's groups, cut into units of a fixed size, forked before the last n steps."""
     groups = draw_groups(config.seed, stage, prompts.texts, config.groups, prompts.weights)
-    size = config.branching.unit_groups
-    return [
-        WorkUnit(
-            seed=config.seed,
-            domain=Domain.TRAIN,
-            stage=stage,
-            version=version,
-            index=index,
-            groups=tuple(groups[low : low + size]),
-            branches=config.branching.branches,
-            fork=config.sampling.steps - n,
-        )
-        for index, low in enumerate(range(0, len(groups), size))
-    ]
+    return cut(
+        groups,
+        config.branching.unit_groups,
+        seed=config.seed,
+        domain=Domain.TRAIN,
+        stage=stage,
+        version=version,
+        branches=config.branching.branches,
+        fork=config.sampling.steps - n,
+    )
+
+
+def cut(groups: Sequence[Group], size: int, **same: Any) -> list[WorkUnit]:
+    """Groups in work units of `size`; `same` are the fields that all units share."""
+    parts = [tuple(groups[low : low + size]) for low in range(0, len(groups), size)]
+    return [WorkUnit(index=index, groups=part, **same) for index, part in enumerate(parts)]
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from b2ray.branching import Group, WorkUnit
+from b2ray.branching import Group, WorkUnit, cut
 from b2ray.config import Config
 from b2ray.diffusion.noise import Domain
 from b2ray.fleet.plans import Rollout
@@ -56,20 +56,16 @@ def evaluation_units(
     The first pictures of a longer evaluation are those of a shorter one.
     """
     groups = [Group(i, prompts[i % len(prompts)]) for i in range(count)]
-    size = config.evaluation.batch
-    return [
-        WorkUnit(
-            seed=config.seed,
-            domain=Domain.EVALUATE,
-            stage=which,
-            version=version,
-            index=u,
-            groups=tuple(groups[low : low + size]),
-            branches=1,
-            fork=0,
-        )
-        for u, low in enumerate(range(0, count, size))
-    ]
+    return cut(
+        groups,
+        config.evaluation.batch,
+        seed=config.seed,
+        domain=Domain.EVALUATE,
+        stage=which,
+        version=version,
+        branches=1,
+        fork=0,
+    )
 
 
 def evaluated(config: Config, plan: Rollout, reference: Statistics | None) -> Evaluated:

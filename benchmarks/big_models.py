@@ -68,14 +68,7 @@ def make(family: str, small: bool, dtype: torch.dtype) -> Any:
         "tokenizer": make_tokenizer(),
         "text_encoder": CLIPTextModel(text(768, 12)),
         "unet": UNet2DConditionModel(**shape),
-        "scheduler": DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        ),
+        "scheduler": DDIMScheduler.from_pretrained(SHAPES / "weights" / "base" / "scheduler"),
     }
     if xl:
         second = CLIPTextModelWithProjection(text(1280, 20))

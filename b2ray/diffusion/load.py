@@ -46,7 +46,8 @@ def load_pipeline(model: Model) -> tuple[Any, Family]:
 def _from_folder_or_hub(model: Model) -> tuple[str, Any]:
     source, where = hub.source(model.path, model.revision)
     name = DiffusionPipeline.load_config(source, **where).get("_class_name")
-    _refuse_unknown(model, name)
+    if name not in FAMILIES:
+        raise _unknown(model, name)
     return name, getattr(diffusers, name).from_pretrained(
         source,
         dtype=getattr(torch, model.dtype),
@@ -60,17 +61,17 @@ def _from_folder_or_hub(model: Model) -> tuple[str, Any]:
 def _from_file(model: Model, path: Path) -> tuple[str, Any]:
     with safe_open(path, framework="pt") as file:
         there = set(file.keys())
-    # XL first: its UNet also has blocks of the names that the others have.
-    names = [n for n in reversed(FAMILIES) if family(n).MARK in there]
-    _refuse_unknown(model, names[0] if names else None)
+    name = next((n for n in FAMILIES if family(n).MARK in there), None)
+    if name is None:
+        raise _unknown(model, None)
     described: dict[str, Any] = {}
     if model.config is not None:
         source, where = hub.source(model.config)
         described = {"config": source, **where}
-    loaded = getattr(diffusers, names[0]).from_single_file(
-        str(path), dtype=getattr(torch, model.dtype), **described, **_unchecked(names[0])
+    loaded = getattr(diffusers, name).from_single_file(
+        str(path), dtype=getattr(torch, model.dtype), **described, **_unchecked(name)
     )
-    return names[0], loaded
+    return name, loaded
 
 
 def _unchecked(name: str) -> dict[str, Any]:
@@ -80,12 +81,11 @@ def _unchecked(name: str) -> dict[str, Any]:
     return {"safety_checker": None, "requires_safety_checker": False}
 
 
-def _refuse_unknown(model: Model, name: str | None) -> None:
-    if name not in FAMILIES:
-        raise ConfigError(
-            f"model.path {model.path!r} is {'a ' + name if name else 'of no known family'}: "
-            f"{' and '.join(FAMILIES)} are supported"
-        )
+def _unknown(model: Model, name: str | None) -> ConfigError:
+    return ConfigError(
+        f"model.path {model.path!r} is {'a ' + name if name else 'of no known family'}: "
+        f"{' and '.join(FAMILIES)} are supported"
+    )
 
 
 def _refuse_misfit(model: Model, pipeline: Any) -> None:

@@ -15,12 +15,16 @@ Tensors = Mapping[str, torch.Tensor]
 def read(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a .safetensors file, or of a pickle of tensors alone, on the CPU.
 
+    Those of a pickled training checkpoint are under `state_dict`.
+
     Raises:
         ValueError: the pickle holds something else.
     """
     if path.suffix == ".safetensors":
         return load_file(path)
     tensors = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(tensors, dict):
+        tensors = tensors.get("state_dict", tensors)
     if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
         raise ValueError(f"{path.name} is not a mapping of names to tensors")
     return tensors

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel
 
 from b2ray import hub
 from b2ray.config import Section
+from b2ray.rewards.checkpoint import read
 from b2ray.rewards.clip import Clip
 from b2ray.rewards.options import HpsOptions
 
@@ -58,25 +57,17 @@ class Hps(Clip):
         return build(CLIPConfig.from_pretrained(source, **where), to_clip_model(read(file)))
 
 
-def read(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint on the CPU, without wrappers; nothing else is unpickled."""
-    if file.suffix == ".safetensors":
-        tensors = load_file(file)
-    else:
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
-        tensors = tensors.get("state_dict", tensors)
-    for wrapper in WRAPPERS:
-        if tensors and all(name.startswith(wrapper) for name in tensors):
-            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
-    return tensors
-
-
 def to_clip_model(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """open_clip's tensors under `CLIPModel`'s names and in its layout, float32.
+
+    Wrappers that a training program put before every name are taken off.
 
     Raises:
         ValueError: names a key that open_clip's CLIP does not have.
     """
+    for wrapper in WRAPPERS:
+        if tensors and all(name.startswith(wrapper) for name in tensors):
+            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
     return {
         new: part.float().contiguous()
         for name, tensor in tensors.items()

@@ -11,9 +11,9 @@ import yaml
 
 from b2ray.options import merge, parse
 from b2ray.run import main
+from tests.captioning import save_captioning
 from tests.models import ZERO_SNR, pipeline, sdxl
 from tests.ray.conftest import ROOT, Runner
-from tests.unit.rewards.test_bertscore import folder as bertscore_models
 
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.yaml"))
 SHAPES = ROOT / "b2ray" / "shapes" / "weights"
@@ -41,7 +41,12 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-captioner = pytest.fixture(scope="module", name="captioner")(bertscore_models.__wrapped__)
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small models for BERTScore."""
+    place = tmp_path_factory.mktemp("captioning")
+    save_captioning(place)
+    return place
 
 
 def stand_in(reward: dict[str, Any], models: Path, captioner: Path) -> dict[str, Any]:

@@ -59,6 +59,16 @@ def test_an_environment_that_ray_refuses_is_named(
     assert "the workers of reward 'own': runtime_env is refused" in capsys.readouterr().err
 
 
+def test_an_environment_that_cannot_be_set_up_is_named(
+    runner: Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A package that was never uploaded: Ray takes the name, and fails on the node.
+    env = {"working_dir": "gcs://_ray_pkg_0123456789abcdef.zip"}
+    spec = {"name": "own", "kind": "units:score", "workers": {"cpus": 0.25, "runtime_env": env}}
+    assert runner.here("bad_env", rewards=rewards(spec), curriculum__stages=1) == 2
+    assert "scorer own: its runtime_env cannot be set up" in capsys.readouterr().err
+
+
 def test_rewards_are_standardised_by_their_own_windows(runner: Runner) -> None:
     clip = {**CLIP, "path": str(runner.models / "reward"), "scale": "window"}
     bright = {"name": "bright", "kind": "tests.ray.rewards:Brightness", "scale": "window"}

@@ -12,15 +12,9 @@ from hypothesis import strategies as st
 
 from b2ray.diffusion.schedule import MIN_SIGMA, Schedule
 from b2ray.errors import ConfigError
+from tests.models import SCHEDULER
 
-SD = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
+SD = {**SCHEDULER, "clip_sample": False, "set_alpha_to_one": False}
 # What Stable Diffusion 1.4 has in scheduler/scheduler_config.json.
 PNDM = {
     "_class_name": "PNDMScheduler",
