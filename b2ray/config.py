@@ -193,6 +193,9 @@ class Learner(Section):
     the sampler's; costs one more forward pass."""
     max_ratio_drift: float = Field(0.1, gt=0)
     """Largest mean |ratio - 1| before the first update, as a fraction of the clip range."""
+    max_lag: int = Field(0, ge=0, le=1)
+    """Versions that a trajectory may be behind the weights that learn from it; 1 lets the next
+    stage's sampling overlap the update."""
     threads: Positive = 1
     """torch threads of the learner on a CPU; sums over more threads round differently."""
 
@@ -252,27 +255,56 @@ class Evaluation(Section):
     """Rewards that are measured and never trained on."""
 
 
+class Samplers(Section):
+    min: Positive = 1
+    """Samplers without which the run does not go on."""
+    max: Positive | Literal["auto"] = 2
+    """Samplers that are asked for. Those without room wait for a node, which an autoscaler sees as
+    demand. `auto`: as many as the nodes have room for, one per free GPU, as nodes come and go."""
+    cpus: float = Field(0.5, ge=0)
+    """Logical CPUs that Ray reserves for each."""
+    gpus: float = Field(0.0, ge=0)
+    """GPUs (or a fraction) for each; 0 runs on the CPU."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.max == "auto" and self.cpus == self.gpus == 0:
+            raise ValueError("max is auto, but cpus and gpus are 0: any number has room; set one")
+        if self.max != "auto" and self.max < self.min:
+            raise ValueError(f"max is {self.max}, below min, which is {self.min}: raise max")
+        return self
+
+
 class LearnerWorker(Section):
     cpus: float = Field(0.5, ge=0)
-    """Logical CPUs that Ray reserves for the learner."""
+    """Logical CPUs that Ray reserves for each rank of the learner."""
     gpus: float = Field(0.0, ge=0)
-    """GPUs (or a fraction) for the learner; 0 runs on the CPU."""
+    """GPUs (or a fraction) for each rank of the learner; 0 runs on the CPU."""
 
 
 class Fleet(Section):
     """Sizes and patience: nothing here changes the result."""
 
-    samplers: Workers = Workers(count=2)
+    samplers: Samplers = Samplers()
     scorers: Workers = Workers(count=1, cpus=0.25)
     learner: LearnerWorker = LearnerWorker()
     address: str | None = None
     """A Ray cluster to join; empty starts Ray here, or joins the job's own (RAY_ADDRESS)."""
+    wait_for_nodes: float = Field(0.0, ge=0)
+    """Seconds to wait for nodes that an autoscaler still has to start; 0 refuses a cluster without
+    room for the run at once."""
     start_timeout: float = Field(300.0, gt=0)
-    """Seconds that an actor may take to start and load its model."""
+    """Seconds that an actor may take to start, and again to load its model."""
     stall_timeout: float = Field(900.0, gt=0)
     """Stop if nothing has finished for this many seconds."""
     retries: int = Field(3, ge=0)
     """Times a call is done again after its worker died; also restarts in a row of one worker."""
+    max_deaths: Positive = 50
+    """Deaths of workers within `death_window` after which the run gives up."""
+    max_preemptions: Positive = 1000
+    """The same for workers whose node was taken away."""
+    death_window: float = Field(600.0, gt=0)
+    """Seconds over which deaths are counted."""
 
 
 class Tracking(Section):

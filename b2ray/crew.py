@@ -12,20 +12,26 @@ import ray
 from b2ray.actors.learner import Learner
 from b2ray.actors.sampler import Sampler
 from b2ray.actors.scorer import Scorer
-from b2ray.actors.worker import Memory
+from b2ray.actors.worker import Memory, Place, Receipt
 from b2ray.branching import RewardWindow, WorkUnit
 from b2ray.config import Config
-from b2ray.errors import ConfigError, WorkerError
+from b2ray.diffusion.lora_file import State, digest
+from b2ray.errors import WorkerError
 from b2ray.evaluation import Evaluated, evaluated, evaluation_units
+from b2ray.fleet.capacity import needs, scorers
 from b2ray.fleet.dispatch import Dispatcher
-from b2ray.fleet.plans import LearnerCall, Ready, Rollout
-from b2ray.fleet.session import Need, StopFlag, needs, scorers
-from b2ray.fleet.slots import Role, Weights
+from b2ray.fleet.gauges import Gauges
+from b2ray.fleet.plans import LearnerCall, Ready, Update
+from b2ray.fleet.rollout import Rollout
+from b2ray.fleet.roster import Roster
+from b2ray.fleet.session import StopFlag
+from b2ray.fleet.slots import Role, SlotState, Weights
+from b2ray.fleet.teams import most, team_maker
 from b2ray.prompts import PromptSets
 from b2ray.rewards import refuse_constant
 from b2ray.rewards.combine import Statistics, combine
 
-MAX_LAG = 0  # versions that a trajectory may be behind the learner
+STARTS_WITHIN = 60.0  # seconds after which an actor that has no node counts as one without room
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Updated:
 
     figures: dict[str, float]
     unet_evals: int
+    seconds: float
 
 
 class Crew:
@@ -41,52 +48,159 @@ class Crew:
 
     def __init__(self, config: Config, prompts: PromptSets, stop: StopFlag) -> None:
         self.config = config
-        everything = [p for prompts in prompts.evaluated().values() for p in prompts]
         self.scorers = scorers(config)
-        with_weights: dict[str, tuple[type, tuple[Any, ...], str]] = {
-            "sampler": (Sampler, (config, everything), "bind"),
-            "learner": (Learner, (config, list(prompts.train.texts)), "restore"),
+        self.roster = Roster(self._roles(prompts), config.fleet)
+        self.dispatcher = Dispatcher(self.roster, stop, config.fleet.stall_timeout)
+        self.gauges = Gauges(config.name)
+        self.dispatcher.watch = self.gauges.watch
+        self.gauges.phase("starting")
+        # Policy versions that may still be sampled from, oldest first; the last is the newest.
+        self._versions: dict[int, Weights] = {}
+        self._newest: tuple[State, State] | None = None  # its LoRA and optimizer state
+
+    def _roles(self, prompts: PromptSets) -> list[Role]:
+        config, wanted = self.config, needs(self.config)
+        evaluated = [p for prompts in prompts.evaluated().values() for p in prompts]
+
+        def learner_args(places: Sequence[Place]) -> list[tuple[Any, ...]]:
+            texts = list(prompts.train.texts)
+            if len(places) == 1:
+                return [(config, texts)]
+            meeting = f"{places[0].address}:{places[0].port}"
+            return [(config, texts, rank, meeting) for rank in range(len(places))]
+
+        with_weights: dict[str, Any] = {
+            "sampler": (Sampler, lambda _: [(config, evaluated)], "bind"),
+            "learner": (Learner, learner_args, "restore"),
         }
         roles = []
-        for need in needs(config):
-            actor, args, sync = with_weights.get(
-                need.role, (Scorer, (config, self.scorers.get(need.role)), None)
-            )
-            roles.append(Role(need.role, need.count, _maker(actor, need), args, sync))
-        self.dispatcher = Dispatcher(
-            roles,
-            stop,
-            start_timeout=config.fleet.start_timeout,
-            stall_timeout=config.fleet.stall_timeout,
-            retries=config.fleet.retries,
-        )
+        for need in wanted:
+            names = self.scorers.get(need.role)
+            score = (Scorer, lambda _, names=names: [(config, names)], None)
+            actor, args, sync = with_weights.get(need.role, score)
+            make = team_maker(actor, need)
+            sizes = most(need, wanted)
+            roles.append(Role(need.role, need.least, sizes, make, args, sync, str(need)))
+        return roles
+
+    # --- policy versions -----------------------------------------------------------------------
 
     def fresh(self) -> None:
         """Version 0: the learner's first LoRA, bound everywhere."""
-        call = LearnerCall("state", (), "reading the first weights")
-        self.dispatcher.run(call)
-        self._take(call)
+        doing = "reading the first weights"
+        self.dispatcher.run(LearnerCall("state", (), doing, taken=self._learnt))
         self.sync()
 
     def restored(
-        self, version: int, digest: str, weights: dict[str, Any], optimizer: dict[str, Any]
+        self,
+        version: int,
+        bound: str,
+        weights: State,
+        optimizer: State,
+        before: State | None,
     ) -> None:
-        """A committed version, bound everywhere."""
-        self.dispatcher.weights = Weights(version, digest, ray.put(weights), ray.put(optimizer))
+        """A committed version, bound everywhere.
+
+        Args:
+            version: the committed version.
+            bound: its digest.
+            weights: its LoRA.
+            optimizer: its optimizer's state.
+            before: the LoRA of the version before, from which a stage may be sampled that lags.
+        """
+        if before is not None:
+            none = ray.put({})
+            old = Weights(version - 1, digest(before), ray.put(dict(before)), none)
+            self._versions[version - 1] = old
+        self._take(version, bound, dict(weights), dict(optimizer))
         self.sync()
+
+    def sync(self) -> None:
+        """Wait until the fleet has bound the newest weights, proven by digest."""
+        self.gauges.phase("syncing")
+        self._sample_from(self.weights.version)
+        self.dispatcher.run(Ready(self.roster))
+
+    def complete(self) -> None:
+        """Wait for samplers beyond the least, too, but not for nodes that are not there."""
+        self.dispatcher.run(Ready(self.roster, patience=STARTS_WITHIN))
+
+    @property
+    def weights(self) -> Weights:
+        """The newest policy version."""
+        return self._versions[max(self._versions)]
+
+    @property
+    def newest(self) -> tuple[State, State]:
+        """The newest version's LoRA and optimizer state."""
+        assert self._newest is not None
+        return self._newest
+
+    def _sample_from(self, version: int) -> None:
+        self.roster.weights["sampler"] = self._versions[version]
+
+    def _learnt(self, receipt: Receipt, results: Sequence[Any]) -> None:
+        lora, optimizer = results
+        self._take(receipt.version, receipt.values["digest"], lora, optimizer)
+
+    def _take(self, version: int, bound: str, lora: State, optimizer: State) -> None:
+        """A version of the driver's own: objects of the learner would go with its node."""
+        refs = ray.put(lora), ray.put(optimizer)
+        self._newest = ray.get(refs[0]), ray.get(refs[1])
+        self._versions[version] = Weights(version, bound, *refs)
+        for old in sorted(self._versions)[: -1 - self.config.learner.max_lag]:
+            del self._versions[old]
+        self.roster.weights["learner"] = self._versions[version]
+
+    # --- stages --------------------------------------------------------------------------------
 
     def rollout(self, units: Sequence[WorkUnit], progress: Callable[[int], Any]) -> Rollout:
         """Sample and score a stage; every sampler is used, none matters."""
+        self.gauges.phase("sampling")
+        plan = self._plan(units, progress)
+        self.dispatcher.run(plan)
+        return plan
+
+    def _plan(self, units: Sequence[WorkUnit], progress: Callable[[int], Any]) -> Rollout:
+        self._sample_from(units[0].version)
         names = [r.name for r in self.config.rewards]
         batch = self.config.branching.branch_batch
-        plan = Rollout(units, batch, self.scorers, names, record=True, progress=progress)
-        self.dispatcher.run(plan)
-        for name in names:
-            try:
-                refuse_constant(name, plan.reward_table(name))
-            except ValueError as error:
-                raise WorkerError("scorer", "any node", "scoring a stage", str(error)) from error
-        return plan
+        return Rollout(units, batch, self.scorers, names, record=True, progress=progress)
+
+    def update(
+        self,
+        stage: int,
+        interval: int,
+        rollout: Rollout,
+        selected: Sequence[tuple[str, float, tuple[int, int]]],
+        following: Sequence[WorkUnit],
+        progress: Callable[[int], Any],
+    ) -> tuple[Updated, Rollout | None]:
+        """One update of the learner; beside it, if they may lag, the next stage's units.
+
+        Args:
+            stage: its number.
+            interval: n.
+            rollout: the stage's.
+            selected: (prompt, advantage, (group, branch)), in (group, branch) order.
+            following: work units of the next stage, for the weights before the update.
+            progress: as in `rollout`, for them.
+        """
+        self.gauges.phase("learning")
+        rollout.keep(leaf for _, _, leaf in selected)
+        found: list[Receipt] = []
+
+        def taken(receipt: Receipt, results: Sequence[Any]) -> None:
+            found.append(receipt)
+            self._learnt(receipt, results)
+
+        max_lag = self.config.learner.max_lag
+        plan = Update(stage, interval, rollout, selected, max_lag, taken)
+        ahead = self._plan(following, progress) if following else None
+        self.dispatcher.run(plan, rollout, *([ahead] if ahead else []))
+        receipt = found[-1]
+        updated = Updated(receipt.values["figures"], receipt.unet_evals, receipt.seconds)
+        return updated, ahead
 
     def total_reward(
         self, rollout: Rollout, earlier: RewardWindow
@@ -95,6 +209,11 @@ class Crew:
         reward's own scores with this stage in it."""
         rewards = self.config.rewards
         tables = {r.name: rollout.reward_table(r.name) for r in rewards}
+        for name, table in tables.items():
+            try:
+                refuse_constant(name, table)
+            except ValueError as error:
+                raise WorkerError("scorer", "any node", "scoring a stage", str(error)) from error
         names = [r.name for r in rewards if r.scale == "window"]
         window = earlier
         if names:
@@ -109,7 +228,9 @@ class Crew:
         reference: Statistics | None,
         progress: Callable[[int], Any],
     ) -> Evaluated:
-        """Figures of the current policy on a prompt set, fixed seeds (`b2ray.evaluation`)."""
+        """Figures of the newest policy on a prompt set, fixed seeds (`b2ray.evaluation`)."""
+        self.gauges.phase("evaluating")
+        self._sample_from(self.weights.version)
         units = evaluation_units(self.config, prompts, which, self.weights.version, count)
         plan = Rollout(
             units,
@@ -123,17 +244,6 @@ class Crew:
         )
         self.dispatcher.run(plan)
         return evaluated(self.config, plan, reference)
-
-    def update(
-        self, stage: int, interval: int, selected: Sequence[tuple[str, float, Any]]
-    ) -> Updated:
-        """One update of the learner; its weights become the fleet's."""
-        args = (stage, interval, list(selected), MAX_LAG)
-        call = LearnerCall("update", args, f"updating on stage {stage}")
-        self.dispatcher.run(call)
-        self._take(call)
-        assert call.receipt is not None
-        return Updated(call.receipt.values["figures"], call.receipt.unet_evals)
 
     def rehearse(
         self, units: Sequence[WorkUnit], interval: int
@@ -157,26 +267,23 @@ class Crew:
         assert call.receipt is not None
         return scores, call.receipt.values["drift"]
 
+    def too_long(self) -> list[str]:
+        """Prompts whose end the tokenizer cuts off."""
+        return list(self.roster.receipts["sampler"].values["too_long"])
+
     def elements(self) -> int:
         """Elements of a latent, as the learner has it."""
-        learner = next(r for r in self.dispatcher.receipts if r.role == "learner")
-        return int(learner.values["elements"])
+        return int(self.roster.receipts["learner"].values["elements"])
 
     def memory(self) -> dict[str, Memory]:
         """The largest use of memory so far of each actor, by its slot."""
-        asked = {str(s): s.actor.memory.remote() for s in self.dispatcher.slots}
+        asked = {
+            str(slot): slot.team.members[0].memory.remote()
+            for slot in self.roster.slots
+            if slot.team is not None and slot.state == SlotState.READY
+        }
         found = ray.get(list(asked.values()), timeout=self.config.fleet.start_timeout)
         return dict(zip(asked, found, strict=True))
-
-    def sync(self) -> None:
-        """Wait until every slot has loaded and bound the current weights, proven by digest."""
-        self.dispatcher.run(Ready(self.dispatcher))
-
-    @property
-    def weights(self) -> Weights:
-        """The current policy version."""
-        assert self.dispatcher.weights is not None
-        return self.dispatcher.weights
 
     def reward_figures(self, rollout: Rollout, total: np.ndarray) -> dict[str, float]:
         """Mean of each reward, as it was scored, and of the sum over the stage's samples."""
@@ -186,34 +293,17 @@ class Crew:
 
     def fleet_figures(self, images_per_second: float) -> dict[str, float]:
         """How the fleet is, and how fast per GPU: an overlap that needs one more may not pay."""
-        gpus = sum(need.count * need.gpus for need in needs(self.config))
-        per_gpu = {"throughput/images_per_second_per_gpu": images_per_second / gpus} if gpus else {}
+        placed = [s for s in self.roster.slots if s.places]
+        gpus = {n.role: n.gpus * n.together for n in needs(self.config)}
+        used = sum(gpus[s.role.name] for s in placed)
+        per_gpu = {"throughput/images_per_second_per_gpu": images_per_second / used} if used else {}
         return {
             **per_gpu,
             "throughput/images_per_second": images_per_second,
-            "fleet/ready": float(len(self.dispatcher.ready("sampler"))),
-            "fleet/replaced": float(self.dispatcher.replaced),
+            "fleet/ready": float(len(self.roster.ready("sampler"))),
+            "fleet/replaced": float(self.roster.replaced.total()),
         }
 
     def close(self) -> None:
         """End the actors."""
-        self.dispatcher.close()
-
-    def _take(self, call: LearnerCall) -> None:
-        assert call.receipt is not None
-        lora, optimizer = call.results
-        self.dispatcher.weights = Weights(
-            call.receipt.version, call.receipt.values["digest"], lora, optimizer
-        )
-
-
-def _maker(actor: type, need: Need) -> Callable[[], Any]:
-    options: dict[str, Any] = {"num_cpus": need.cpus, "num_gpus": need.gpus}
-    if need.runtime_env:
-        options["runtime_env"] = dict(need.runtime_env)
-    try:
-        # A worker that Ray restarts by itself would come back without weights: slots are replaced.
-        remote = ray.remote(max_restarts=0, max_task_retries=0, **options)(actor)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{need.field}: runtime_env is refused by Ray: {error}") from error
-    return lambda: remote.remote()
+        self.roster.close()

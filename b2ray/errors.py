@@ -33,9 +33,5 @@ class WorkerError(Exception):
         return f"{self.role} on {self.where} failed while {self.doing}: {self.cause}"
 
 
-class StageLost(Exception):
-    """Results of a stage vanished with their node: the stage is done again from its seeds."""
-
-
 class Stopped(Exception):
     """A signal asked the run to stop; the last committed stage stands."""

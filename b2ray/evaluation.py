@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from b2ray.branching import Group, WorkUnit, cut
 from b2ray.config import Config
 from b2ray.diffusion.noise import Domain
-from b2ray.fleet.plans import Rollout
+from b2ray.fleet.rollout import Rollout
 from b2ray.rewards.combine import Statistics, combine, statistics
 
 
@@ -24,14 +23,14 @@ class Evaluated:
             weighted sum that is trained on.
         prompts: the prompt of each picture.
         vectors: unit embeddings, shape (N, D); None if no reward has them.
-        pictures: refs of the first calls' pictures, in order.
+        pictures: the first calls' pictures, in order, each uint8 (N, height, width, 3).
         reference: (mean, std) of the rewards with `scale=window` that were used.
     """
 
     scores: dict[str, np.ndarray]
     prompts: list[str]
     vectors: np.ndarray | None
-    pictures: list[Any]
+    pictures: list[np.ndarray]
     reference: Statistics
 
     def means(self, count: int) -> dict[str, float]:

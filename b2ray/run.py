@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from b2ray.branching import advantages, select, spread, work_units
+from b2ray.branching import WorkUnit, advantages, select, spread, work_units
 from b2ray.checks import check_files
 from b2ray.config import Config
 from b2ray.crew import Crew
@@ -25,11 +25,12 @@ from b2ray.errors import (
     EXIT_STOPPED,
     EXIT_WORKER,
     ConfigError,
-    StageLost,
     Stopped,
     WorkerError,
 )
-from b2ray.fleet.session import StopFlag, preflight, session
+from b2ray.fleet.capacity import preflight
+from b2ray.fleet.rollout import Rollout
+from b2ray.fleet.session import StopFlag, session
 from b2ray.options import parse
 from b2ray.prompts import PromptSets
 from b2ray.tracking.folder import RunFolder, RunState, dump, open_run
@@ -114,6 +115,7 @@ class Run:
         self.config, self.prompts = config, prompts
         self.crew = Crew(config, prompts, stop)
         self.recorder = Recorder(config, prompts, folder, log)
+        self.crew.roster.tell = self.recorder.fleet_event
 
     def train(self) -> dict[str, Any]:
         """All stages that are not committed yet; returns the summary."""
@@ -122,40 +124,33 @@ class Run:
             state = recorder.resume(crew)
             if state is None:
                 state = recorder.begin(crew)
+            ahead = None
             while state.stage < config.curriculum.stages:
-                state = self._stage_with_retries(state)
+                state, ahead = self.stage(state, ahead)
             return recorder.finish(crew)
         finally:
             crew.close()
             recorder.close()
 
-    def _stage_with_retries(self, state: RunState) -> RunState:
-        for attempt in range(self.config.fleet.retries + 1):
-            try:
-                return self.stage(state)
-            except StageLost as error:
-                cause = error
-                self.recorder.line(f"stage {state.stage}, try {attempt + 1}: {error}; again")
-        raise WorkerError("the fleet", "all nodes", f"doing stage {state.stage}", str(cause))
+    def stage(self, state: RunState, ahead: Rollout | None) -> tuple[RunState, Rollout | None]:
+        """One stage of B²-DiffuRL.
 
-    def stage(self, state: RunState) -> RunState:
-        """One stage of B²-DiffuRL; returns the committed state."""
+        Args:
+            state: the stages before it.
+            ahead: its rollout, if that was made beside the update of the stage before.
+
+        Returns:
+            The committed state, and the next stage's rollout if that was made already.
+        """
         config, crew, recorder = self.config, self.crew, self.recorder
-        began = time.perf_counter()
-
-        # Backward progressive training: the last n of T steps.
-        n = interval(
-            state.stage,
-            config.curriculum.stages,
-            *config.interval_bounds,
-            config.curriculum.growth,
-        )
 
         # Branch-based sampling: prefixes, K branches each, and a score for every image.
-        units = work_units(config, self.prompts.train, state.stage, state.version, n)
-        with recorder.bar(f"stage {state.stage + 1}: sampling", config.groups * units[0].branches):
-            rollout = crew.rollout(units, recorder.advance)
-        sampled = time.perf_counter()
+        n, units = self.plan(state.stage)
+        images = config.groups * config.branching.branches
+        if ahead is None:
+            with recorder.bar(f"stage {state.stage + 1}: sampling", images):
+                ahead = crew.rollout(units, recorder.advance)
+        rollout = ahead
         prompts = [group.prompt for unit in units for group in unit.groups]
         rewards, scores = crew.total_reward(rollout, state.scores)
 
@@ -164,24 +159,28 @@ class Run:
         advantage = advantages(rewards, prompts, window, config.advantage)
         chosen = select(rewards, advantage, config.selection)
         selected = [
-            (prompts[g], float(advantage[g, k]), rollout.leaf(g, k))
-            for g, k in np.argwhere(chosen).tolist()
+            (prompts[g], float(advantage[g, k]), (g, k)) for g, k in np.argwhere(chosen).tolist()
         ]
-        rollout.trajectories.clear()  # the selected ones are held by `selected`
 
-        # The update on the interval; the new LoRA goes to every sampler.
-        with recorder.bar(f"stage {state.stage + 1}: learning on {len(selected)} leaves", 0):
-            update = crew.update(state.stage, n, selected)
+        # The update on the interval, beside it the next stage's sampling if that may lag; the new
+        # LoRA goes to every sampler.
+        last = state.stage + 1 == config.curriculum.stages
+        following = [] if last or not config.learner.max_lag else self.plan(state.stage + 1)[1]
+        learning = f"stage {state.stage + 1}: learning on {len(selected)} leaves"
+        with recorder.bar(learning, images if following else 0):
+            update, ahead = crew.update(
+                state.stage, n, rollout, selected, following, recorder.advance
+            )
         updated = time.perf_counter()
         crew.sync()
         figures = {
             **spread(rewards, chosen),
             **update.figures,
             **crew.reward_figures(rollout, rewards),
-            **crew.fleet_figures(rewards.size / (sampled - began)),
+            **crew.fleet_figures(rewards.size / rollout.seconds),
             "interval": float(n),
-            "time/sample": sampled - began,
-            "time/update": updated - sampled,
+            "time/sample": rollout.seconds,
+            "time/update": update.seconds,
             "time/sync": time.perf_counter() - updated,
         }
         costs = {
@@ -189,7 +188,16 @@ class Run:
             "cost/unet_evals": float(rollout.unet_evals + update.unet_evals),
             "cost/trained_leaves": float(len(selected)),
         }
-        return recorder.commit(crew, state, window, scores, figures, costs)
+        return recorder.commit(crew, state, window, scores, figures, costs), ahead
+
+    def plan(self, stage: int) -> tuple[int, list[WorkUnit]]:
+        """Backward progressive training: a stage trains the last n of T steps; its work units."""
+        config = self.config
+        bounds, growth = config.interval_bounds, config.curriculum.growth
+        n = interval(stage, config.curriculum.stages, *bounds, growth)
+        # Every stage makes one version; a stage that lags is sampled from the one before.
+        version = max(0, stage - config.learner.max_lag)
+        return n, work_units(config, self.prompts.train, stage, version, n)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def fields(base: Path, runs: Path, arguments: argparse.Namespace) -> list[str]:
     if arguments.gpu:
         values |= {"fleet.samplers.gpus": 0.25, "fleet.scorers.gpus": 0.25}
         values |= {"fleet.learner.gpus": 0.5, "fleet.stall_timeout": 3600}
-    values["fleet.samplers.count"] = 1
+    values["fleet.samplers.max"] = 1
     return [f"--{name}={value}" for name, value in values.items()]
 
 

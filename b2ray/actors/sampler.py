@@ -52,7 +52,8 @@ class Sampler(Worker):
             unit.fork,
             lambda step: self._noise(unit, leaves, step + 1),
         )
-        return self._done(began, evals), to_wire(rollout.latents[:, -1])
+        latents = to_wire(rollout.latents[:, -1])
+        return self._done(began, evals, bytes=latents.nbytes), latents
 
     @guarded("denoising branches")
     def denoise_branches(
@@ -77,15 +78,17 @@ class Sampler(Worker):
             lambda step: self._noise(unit, leaves, step + 1),
         )
         pictures = self.policy.decode(rollout.latents[:, -1])
+        size = {"picture_bytes": pictures.nbytes}
         if not record:
-            return self._done(began, evals), pictures
+            return self._done(began, evals, **size), pictures
         latents, log_probs = to_wire(rollout.latents), rollout.log_probs.cpu().numpy()
         # Copies: a view would make Ray ship the whole batch with every trajectory.
         trajectories = [
             Trajectory(latents[b].copy(), log_probs[b].copy(), self.version)
             for b in range(len(rows))
         ]
-        return self._done(began, evals), pictures, *trajectories
+        size["bytes"] = latents.nbytes + log_probs.nbytes
+        return self._done(began, evals, **size), pictures, *trajectories
 
     def _begin(self, unit: WorkUnit) -> tuple[float, int]:
         if unit.version != self.version:
@@ -94,8 +97,8 @@ class Sampler(Worker):
             )
         return time.perf_counter(), self.policy.unet_evals
 
-    def _done(self, began: float, evals: int) -> Receipt:
-        return self.receipt(began, self.policy.unet_evals - evals)
+    def _done(self, began: float, evals: int, **values: int) -> Receipt:
+        return self.receipt(began, self.policy.unet_evals - evals, **values)
 
     def _noise(self, unit: WorkUnit, leaves: list[tuple[int, int]], step: int) -> np.ndarray:
         shape = self.policy.latent_shape

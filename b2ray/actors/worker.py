@@ -33,6 +33,55 @@ class Receipt:
     values: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where an actor runs.
+
+    Attributes:
+        node: Ray's id of the node.
+        address: of the node, for other nodes.
+        port: that was free a moment ago.
+        gpus: that Ray reserved.
+        log: file that the process's words go to; empty if unknown.
+    """
+
+    node: str
+    host: str
+    pid: int
+    address: str
+    port: int
+    gpus: tuple[str, ...]
+    log: str
+
+    def __str__(self) -> str:
+        return f"{self.host} (pid {self.pid}, node {self.node[:6]})"
+
+
+def place() -> Place:
+    """Where this actor runs."""
+    context = ray.get_runtime_context()
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    return Place(
+        context.get_node_id(),
+        socket.gethostname(),
+        os.getpid(),
+        ray.util.get_node_ip_address(),
+        port,
+        tuple(map(str, ray.get_gpu_ids())),
+        _log_file(),
+    )
+
+
+def _log_file() -> str:
+    """Ray points the workers' standard error to a file of its own."""
+    try:
+        return os.readlink("/proc/self/fd/2")
+    except OSError:
+        return ""
+
+
 def where() -> str:
     """This process, as a person would look for it."""
     return f"{socket.gethostname()} (pid {os.getpid()})"
@@ -95,6 +144,11 @@ class Worker:
 
     def __init__(self) -> None:
         self.version = -1
+
+    @guarded("starting")
+    def hello(self) -> Receipt:
+        """Where this actor is, before anything heavy is loaded."""
+        return self.receipt(time.perf_counter(), place=place())
 
     def memory(self) -> Memory:
         """The largest use of memory so far: the GPU's if this process has one, else its own."""

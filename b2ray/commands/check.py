@@ -22,7 +22,8 @@ from b2ray.config import Config
 from b2ray.cost import Cost, plan_cost
 from b2ray.crew import Crew
 from b2ray.errors import EXIT_CONFIG, EXIT_DONE, EXIT_STOPPED, ConfigError, Stopped, WorkerError
-from b2ray.fleet.session import preflight, session
+from b2ray.fleet.capacity import preflight
+from b2ray.fleet.session import session
 from b2ray.options import parse
 from b2ray.prompts import PromptSets
 from b2ray.tracking.show import Progress
@@ -71,9 +72,10 @@ def rehearsal(config: Config, prompts: PromptSets, crew: Crew) -> Iterator[Findi
     try:
         with progress.bar("loading models", 0, ""):
             crew.fresh()
-        count = sum(slot.role.sync_method is not None for slot in crew.dispatcher.slots)
+            crew.complete()
+        count = sum(len(crew.roster.ready(role)) for role in ("learner", "sampler"))
         yield Finding("weights", f"digest {crew.weights.digest[:8]} on all {count} policies", True)
-        cut = {p for r in crew.dispatcher.receipts for p in r.values.get("too_long", ())}
+        cut = set(crew.too_long())
         if cut:
             first = f"; the first: {min(cut)!r}"
             yield Finding("prompts", f"{len(cut)} are cut off by the tokenizer{first}", None)

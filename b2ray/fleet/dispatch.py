@@ -1,27 +1,39 @@
 """The dispatcher: one event loop that keeps slots busy, brings them to the current weights,
 replaces the dead and gives up with a reason.
 
-It drives a *plan*: something that hands out calls and takes results until it is finished.
+It drives *plans*: things that hand out calls and take results until they are finished. The slots
+and their lives are the roster's.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections import Counter, deque
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, RuntimeEnvSetupError
+from ray.exceptions import (
+    ObjectLostError,
+    ObjectStoreFullError,
+    RayActorError,
+    RayTaskError,
+    RuntimeEnvSetupError,
+)
 
 from b2ray.actors.worker import Receipt
 from b2ray.errors import ConfigError, Stopped, WorkerError
+from b2ray.fleet.budgets import Failure
+from b2ray.fleet.roster import Roster
 from b2ray.fleet.session import StopFlag
-from b2ray.fleet.slots import Call, Role, Slot, SlotState, Weights
+from b2ray.fleet.slots import Call, Slot, SlotState
 
 TICK = 1.0  # seconds between looks at the stop flag and the watchdogs
 REPORT_EVERY = 15.0  # seconds between messages about a wait
+PEERS = 10.0  # seconds that a team's other members have to say why one failed
+RETRIED = (ObjectLostError, ObjectStoreFullError)
 
 
 class Plan(Protocol):
@@ -37,7 +49,11 @@ class Plan(Protocol):
         ...
 
     def done(self, call: Call, slot: Slot, receipt: Receipt, results: Sequence[Any]) -> None:
-        """Take a call's receipt and the refs of its other results."""
+        """Take a call's receipt and the refs of its other results.
+
+        Raises:
+            ObjectLostError: they are gone already; the call is to be made again.
+        """
         ...
 
     def lost(self, call: Call) -> None:
@@ -45,214 +61,219 @@ class Plan(Protocol):
         ...
 
 
+@dataclass
+class Flight:
+    """A call that a slot's team is at."""
+
+    plan: Plan | None  # None for loading and binding, which are the dispatcher's own
+    slot: Slot
+    call: Call
+    waiting: list[Any]  # receipts that are not in yet
+    results: list[Any]
+    receipts: dict[Any, Receipt] = field(default_factory=dict)
+
+
 class Dispatcher:
-    """All slots of a run and the calls in flight."""
+    """The calls in flight on the slots of a roster.
 
-    def __init__(
-        self,
-        roles: Sequence[Role],
-        stop: StopFlag,
-        *,
-        start_timeout: float,
-        stall_timeout: float,
-        retries: int,
-    ) -> None:
-        self.slots = [Slot(role, i) for role in roles for i in range(role.count)]
-        self.stop = stop
-        self.start_timeout, self.stall_timeout = start_timeout, stall_timeout
-        self.retries = retries
-        self.weights: Weights | None = None
-        self.replaced = 0
-        self.receipts: list[Receipt] = []  # of `load`, for what a run tells about its actors
-        self._calls: dict[Any, tuple[Slot, Call, list[Any]]] = {}
-        self._again: deque[Call] = deque()
-        self._tries: Counter[str] = Counter()
+    Attributes:
+        seconds: that the last call of each role took.
+        watch: called about every second.
+    """
 
-    def run(self, plan: Plan) -> None:
-        """Drive a plan to its end.
+    def __init__(self, roster: Roster, stop: StopFlag, stall_timeout: float) -> None:
+        self.roster, self.stop, self.stall_timeout = roster, stop, stall_timeout
+        self.seconds: dict[str, float] = {}
+        self.watch: Callable[[Dispatcher], None] = lambda _: None
+        self._flights: dict[Any, Flight] = {}
+        self._again: deque[tuple[Plan, Call]] = deque()
+        self._finished_at = self._reported_at = time.monotonic()
+
+    @property
+    def idle(self) -> float:
+        """Seconds since anything finished."""
+        return time.monotonic() - self._finished_at
+
+    @property
+    def plans(self) -> list[Plan]:
+        """Plans that have calls in flight."""
+        return list({id(f.plan): f.plan for f in self._flights.values() if f.plan}.values())
+
+    def run(self, *plans: Plan) -> None:
+        """Drive plans to their ends, side by side; earlier ones have their calls first.
 
         Raises:
             Stopped: a signal asked for it.
             ConfigError: an actor refused the configuration.
             WorkerError: something failed that trying again does not mend, or nothing finishes.
         """
-        finished_at = reported_at = time.monotonic()
-        self._tries.clear()
-        while not plan.finished:
+        self._finished_at = self._reported_at = time.monotonic()
+        while True:
             if self.stop.signal:
                 raise Stopped(self.stop.signal)
-            self._assign(plan)
-            ready, _ = ray.wait(list(self._calls), num_returns=1, timeout=TICK, fetch_local=False)
+            if self.roster.look():
+                self._refuse_stall()
+                self.watch(self)
+            self._assign(plans)
+            if all(plan.finished for plan in plans):
+                return
+            if not self._flights:
+                time.sleep(0.05)  # everything waits out a pause
+                continue
+            ready, _ = ray.wait(list(self._flights), num_returns=1, timeout=TICK, fetch_local=False)
             for ref in ready:
-                self._settle(ref, plan)
-                finished_at = time.monotonic()
-            now = time.monotonic()
-            if now - max(finished_at, reported_at) > REPORT_EVERY:
-                print(f"waiting for: {self._in_flight()}", file=sys.stderr, flush=True)
-                reported_at = now
-            self._refuse_waits(now - finished_at)
-
-    def close(self) -> None:
-        """End the actors."""
-        for slot in self.slots:
-            if slot.actor is not None:
-                ray.kill(slot.actor)
-        self._calls.clear()
-
-    def ready(self, role: str) -> list[Slot]:
-        """The slots of a role that are at the current weights."""
-        return [s for s in self.slots if s.role.name == role and s.state == SlotState.READY]
+                self._settle(ref)
+                self._finished_at = time.monotonic()
 
     # --- handing out ---------------------------------------------------------------------------
 
-    def _assign(self, plan: Plan) -> None:
-        for slot in self.slots:
+    def _assign(self, plans: Sequence[Plan]) -> None:
+        now, roster = time.monotonic(), self.roster
+        for slot in roster.slots:
             if slot.state == SlotState.DEAD:
-                slot.actor = slot.role.make()
-                slot.version, slot.busy = -1, False
-                slot.enter(SlotState.STARTING)
-                self._send(slot, self._load(slot))
-            if slot.busy or slot.state == SlotState.STARTING:
+                if now >= slot.not_before:
+                    self._send(slot, roster.start(slot))
+            elif slot.busy:
                 continue
-            if self._stale(slot):
-                slot.enter(SlotState.SYNCING)
-                self._send(slot, self._sync(slot))
-                continue
-            slot.state = SlotState.READY
-            call = self._take_again(slot) or plan.next_call(slot)
-            if call is not None:
-                self._send(slot, call)
+            elif slot.state == SlotState.DRAINING:
+                roster.leave(slot)
+            elif roster.stale(slot):
+                self._send(slot, roster.sync(slot))
+            else:
+                roster.enter_ready(slot)
+                self._work(slot, plans, now)
 
-    def _take_again(self, slot: Slot) -> Call | None:
-        for call in self._again:
-            if call.role == slot.role.name:
-                self._again.remove(call)
-                return call
-        return None
+    def _work(self, slot: Slot, plans: Sequence[Plan], now: float) -> None:
+        for plan, call in self._again:
+            if call.role == slot.role.name and now >= call.not_before:
+                self._again.remove((plan, call))
+                self._send(slot, call, plan)
+                return
+        for plan in plans:
+            call_now = plan.next_call(slot)
+            if call_now is not None:
+                self._send(slot, call_now, plan)
+                return
 
-    def _stale(self, slot: Slot) -> bool:
-        needs = slot.role.sync_method is not None and self.weights is not None
-        return needs and self.weights is not None and slot.version != self.weights.version
-
-    def _load(self, slot: Slot) -> Call:
-        return Call(slot.role.name, "load", slot.role.load_args, 1, "loading")
-
-    def _sync(self, slot: Slot) -> Call:
-        assert self.weights is not None and slot.role.sync_method is not None
-        w = self.weights
-        args: tuple[Any, ...] = (w.version, w.lora)
-        if slot.role.sync_method == "restore":
-            args = (*args, w.optimizer)
-        return Call(slot.role.name, slot.role.sync_method, args, 1, f"binding version {w.version}")
-
-    def _send(self, slot: Slot, call: Call) -> None:
-        method = getattr(slot.actor, call.method).options(num_returns=call.results)
-        refs = method.remote(*call.args)
-        refs = refs if isinstance(refs, list) else [refs]
-        self._calls[refs[0]] = (slot, call, refs[1:])
+    def _send(self, slot: Slot, call: Call, plan: Plan | None = None) -> None:
+        assert slot.team is not None
+        members = slot.team.members
+        each = (
+            slot.role.load_args(slot.places)
+            if call.method == "load"
+            else [call.args] * len(members)
+        )
+        receipts, results = [], []
+        for member, args in zip(members, each, strict=True):
+            refs = getattr(member, call.method).options(num_returns=call.results).remote(*args)
+            refs = refs if isinstance(refs, list) else [refs]
+            receipts.append(refs[0])
+            results.append(refs[1:])
+        flight = Flight(plan, slot, call, receipts, results[0])
+        self._flights |= dict.fromkeys(receipts, flight)
         slot.busy = True
 
     # --- taking back ---------------------------------------------------------------------------
 
-    def _settle(self, ref: Any, plan: Plan) -> None:
-        slot, call, results = self._calls.pop(ref)
-        slot.busy = False
+    def _settle(self, ref: Any) -> None:
+        flight = self._flights.pop(ref)
+        if flight.slot not in self.roster.slots:
+            return  # taken back before it had a place
         try:
-            receipt: Receipt = ray.get(ref)
-        except RuntimeEnvSetupError as error:
+            flight.receipts[ref] = ray.get(ref)
+        except Exception as error:
+            self._fail(flight, self._cause(flight, ref, error))
+            return
+        if len(flight.receipts) == len(flight.waiting):
+            self._accept(flight)
+
+    def _accept(self, flight: Flight) -> None:
+        slot, call = flight.slot, flight.call
+        slot.busy = False
+        receipts = [flight.receipts[ref] for ref in flight.waiting]
+        receipt = replace(receipts[0], unet_evals=sum(r.unet_evals for r in receipts))
+        self.seconds[slot.role.name] = receipt.seconds
+        if call.method == "hello":
+            load = self.roster.placed(slot, [r.values["place"] for r in receipts])
+            self._send(slot, load)
+            return
+        slot.version = receipt.version
+        self._check_digests(slot, call, receipts)
+        if call.method == "load":
+            self.roster.loaded(slot, receipt)
+        elif flight.plan is not None:
+            try:
+                flight.plan.done(call, slot, receipt, flight.results)
+            except RETRIED as error:
+                self._fail(flight, error)
+            else:
+                self.roster.budgets.worked(slot, call)
+
+    def _check_digests(self, slot: Slot, call: Call, receipts: Sequence[Receipt]) -> None:
+        """Weights that did not arrive are this field's worst bug: they end the run."""
+        found = {r.values["digest"] for r in receipts if "digest" in r.values}
+        wanted = self.roster.weights.get(slot.role.name)
+        problem = None
+        if len(found) > 1:
+            problem = f"its ranks have different weights: digests {', '.join(sorted(found))}"
+        elif call.method == slot.role.sync_method and wanted and wanted.version == slot.version:
+            bound = next(iter(found))
+            if bound != wanted.digest:
+                problem = f"bound weights have digest {bound}, the learner's are {wanted.digest}"
+        if problem:
+            raise WorkerError(str(slot), slot.where, call.doing, problem)
+
+    def _cause(self, flight: Flight, ref: Any, error: Exception) -> Exception:
+        """What ended a flight, which is over then for all members.
+
+        When one rank dies the others fail with an error of the network; the death is the cause.
+        """
+        others = [r for r in flight.waiting if r in self._flights]
+        for other in others:
+            del self._flights[other]
+        if isinstance(error, RayActorError) or not others:
+            return error
+        done, _ = ray.wait(others, num_returns=len(others), timeout=PEERS, fetch_local=False)
+        for other in done:
+            try:
+                ray.get(other)
+            except RayActorError as death:
+                return death
+            except Exception:
+                continue
+        return error
+
+    def _fail(self, flight: Flight, error: Exception) -> None:
+        slot, call = flight.slot, flight.call
+        slot.busy = False
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        failure = Failure(str(slot), slot.where, call.doing, _first_line(cause), slot.log)
+        if isinstance(error, RuntimeEnvSetupError):
             raise ConfigError(
                 f"{slot.role.name}: its runtime_env cannot be set up: {_first_line(error)}"
             ) from error
-        except RayActorError as error:
-            self._replace(slot, call, error)
-        except ObjectLostError as error:
-            self._attempt_again(slot, call, error)
-            plan.lost(call)
-        except RayTaskError as error:
-            if isinstance(error.cause, ObjectLostError):
-                self._attempt_again(slot, call, error.cause)
-                plan.lost(call)
-            else:
-                raise _reason(slot, call, error) from error
+        if isinstance(error, RayActorError):
+            preempted = slot.state == SlotState.DRAINING or bool(getattr(error, "preempted", False))
+            self.roster.died(slot, failure, preempted=preempted)
+            if flight.plan is not None:
+                if not preempted:
+                    self.roster.budgets.again(call, failure)
+                self._again.appendleft((flight.plan, call))
+        elif isinstance(cause, RETRIED) and flight.plan is not None:
+            # A learner may have lost its data half-way through an update: it starts from the
+            # weights before it.
+            slot.version = -1
+            self.roster.budgets.again(call, failure)
+            flight.plan.lost(call)
+        elif isinstance(cause, RETRIED):
+            self.roster.died(slot, failure, preempted=False)
         else:
-            self._accept(slot, call, receipt, results, plan)
-
-    def _accept(
-        self, slot: Slot, call: Call, receipt: Receipt, results: list[Any], plan: Plan
-    ) -> None:
-        slot.version = receipt.version
-        if call.method == "load":
-            slot.enter(SlotState.SYNCING)
-            self.receipts.append(receipt)
-            return
-        if call.method == slot.role.sync_method:
-            self._check_digest(slot, receipt)
-            return
-        slot.failures = 0
-        plan.done(call, slot, receipt, results)
-
-    def _check_digest(self, slot: Slot, receipt: Receipt) -> None:
-        """Weights that did not arrive are this field's worst bug: they end the run."""
-        assert self.weights is not None
-        bound = receipt.values["digest"]
-        if receipt.version == self.weights.version and bound != self.weights.digest:
-            raise WorkerError(
-                str(slot),
-                receipt.where,
-                f"binding policy version {receipt.version}",
-                f"bound weights have digest {bound}, the learner's are {self.weights.digest}",
-            )
-
-    def _replace(self, slot: Slot, call: Call, error: RayActorError) -> None:
-        slot.failures += 1
-        slot.enter(SlotState.DEAD)
-        self.replaced += 1
-        cause = _first_line(error)
-        print(f"{slot} died while {call.doing} ({cause}); replacing it", file=sys.stderr)
-        if slot.failures > self.retries:
-            raise WorkerError(
-                str(slot), "its node", call.doing, f"died {slot.failures} times in a row: {cause}"
-            )
-        if call.method not in ("load", slot.role.sync_method):
-            self._attempt_again(slot, call, error)
-            self._again.appendleft(call)
-
-    def _attempt_again(self, slot: Slot, call: Call, error: Exception) -> None:
-        # What it describes is counted, not the object: a plan may hand out the same work anew.
-        self._tries[call.doing] += 1
-        # A learner may have died, or lost its data, half-way through an update.
-        slot.version = -1
-        if self._tries[call.doing] > self.retries:
-            raise WorkerError(
-                str(slot),
-                "any node",
-                call.doing,
-                f"gave up after {self._tries[call.doing]} tries: {_first_line(error)}",
-            )
+            raise _reason(slot, call, error) from error
 
     # --- watching ------------------------------------------------------------------------------
 
-    def _in_flight(self) -> str:
-        now = time.monotonic()
-        waits = [
-            f"{s} {s.state} for {now - s.since:.0f} s"
-            if s.state != SlotState.READY
-            else f"{s} {c.doing}"
-            for s, c, _ in self._calls.values()
-        ]
-        return ", ".join(waits) or "nothing"
-
-    def _refuse_waits(self, idle: float) -> None:
-        now = time.monotonic()
-        for slot in self.slots:
-            if slot.state == SlotState.STARTING and now - slot.since > self.start_timeout:
-                raise WorkerError(
-                    str(slot),
-                    "no node yet",
-                    "starting",
-                    f"not ready after fleet.start_timeout = {self.start_timeout:g} s",
-                )
-        if idle > self.stall_timeout:
+    def _refuse_stall(self) -> None:
+        if self.idle > self.stall_timeout:
             raise WorkerError(
                 "the fleet",
                 "all nodes",
@@ -260,16 +281,30 @@ class Dispatcher:
                 f"nothing finished for fleet.stall_timeout = {self.stall_timeout:g} s; "
                 f"in flight: {self._in_flight()}",
             )
+        now = time.monotonic()
+        if now - max(self._finished_at, self._reported_at) > REPORT_EVERY:
+            print(f"waiting for: {self._in_flight()}", file=sys.stderr, flush=True)
+            self._reported_at = now
+
+    def _in_flight(self) -> str:
+        now = time.monotonic()
+        waits = {
+            str(f.slot): f"{f.slot} {f.slot.state} for {now - f.slot.since:.0f} s"
+            if f.slot.state != SlotState.READY
+            else f"{f.slot} {f.call.doing}"
+            for f in self._flights.values()
+        }
+        return ", ".join(waits.values()) or "nothing"
 
 
-def _reason(slot: Slot, call: Call, error: RayTaskError) -> Exception:
+def _reason(slot: Slot, call: Call, error: Exception) -> Exception:
     """The worker's own words for why it failed."""
-    cause = error.cause
+    cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, ConfigError):
         return ConfigError(str(cause))
     if isinstance(cause, WorkerError):
-        return WorkerError(str(slot), cause.where, cause.doing, cause.cause, cause.details)
-    return WorkerError(str(slot), "its node", call.doing, _first_line(error), str(error))
+        return WorkerError(str(slot), slot.where, cause.doing, cause.cause, cause.details)
+    return WorkerError(str(slot), slot.where, call.doing, _first_line(error), str(error))
 
 
 def _first_line(error: Exception) -> str:

@@ -70,11 +70,13 @@ class RunState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed stage as it was read back."""
+    """A committed stage as it was read back; `before` is the LoRA of the one before, if it is
+    kept."""
 
     state: RunState
     weights: dict[str, np.ndarray]
     optimizer: dict[str, np.ndarray]
+    before: dict[str, np.ndarray] | None
 
 
 class RunFolder:
@@ -84,6 +86,7 @@ class RunFolder:
         self.path, self.config = path, config
         self.summary_file = path / "summary.json"
         self.metrics_file = path / "metrics.jsonl"
+        self.events_file = path / "fleet.jsonl"
         self.pictures = path / "pictures"
         self.lora = path / "lora"
         self._checkpoints = path / "checkpoints"
@@ -111,6 +114,7 @@ class RunFolder:
             RunState.from_json((folder / "state.json").read_text()),
             lora_file.load(folder / lora_file.FILE),
             safetensors.numpy.load_file(folder / "optimizer.safetensors"),
+            lora_file.load(stages[-2] / lora_file.FILE) if len(stages) > 1 else None,
         )
 
     def commit(self, state: RunState, weights: lora_file.State, optimizer: lora_file.State) -> None:
@@ -149,6 +153,11 @@ class RunFolder:
                 os.fsync(file.fileno())
         except OSError as error:
             raise ConfigError(f"{self.metrics_file} cannot be written: {error.strerror}") from error
+
+    def append_event(self, event: Mapping[str, Any]) -> None:
+        """Add a line to fleet.jsonl: what happened to the fleet, over all tries of the run."""
+        with contextlib.suppress(OSError), self.events_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
 
     def save_scores(
         self, step: int, name: str, prompts: list[str], scores: Mapping[str, np.ndarray]
@@ -220,7 +229,7 @@ def open_run(config: Config) -> Iterator[RunFolder]:
             raise ConfigError(f"{path} is in use by another process: wait, or end it") from error
         # Again, because another process may have made it a run in the meantime.
         if _refuse_foreign(config, path):
-            for leftover in (path / "metrics.jsonl", path / "mlflow.json"):
+            for leftover in (path / n for n in ("metrics.jsonl", "mlflow.json", "fleet.jsonl")):
                 leftover.unlink(missing_ok=True)
             write_atomically(path / "config.yaml", dump(config))
         yield RunFolder(path, config)

@@ -6,10 +6,10 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import ray
 
 from b2ray.branching import RewardWindow
 from b2ray.config import Config
@@ -17,6 +17,7 @@ from b2ray.cost import plan_cost
 from b2ray.crew import Crew
 from b2ray.diffusion import lora_file
 from b2ray.evaluation import Evaluated, overtaken
+from b2ray.fleet.roster import Event
 from b2ray.prompts import PromptSets
 from b2ray.tracking.folder import RunFolder, RunState, write_atomically
 from b2ray.tracking.mlflow_log import MlflowLog, tracking_uri
@@ -50,7 +51,8 @@ class Recorder:
         self.progress.close()
         self.progress = Progress(self.config.curriculum.stages, found.state.stage)
         with self.bar("loading models", 0):
-            crew.restored(found.state.version, found.state.digest, found.weights, found.optimizer)
+            version, digest = found.state.version, found.state.digest
+            crew.restored(version, digest, found.weights, found.optimizer, found.before)
         self._tell_of_actors(crew)
         self._since = time.perf_counter()
         return self.state
@@ -94,8 +96,7 @@ class Recorder:
 
     def finish(self, crew: Crew) -> dict[str, Any]:
         """The LoRA as a file, the pictures side by side, and the summary, which ends the run."""
-        weights = ray.get(crew.weights.lora)
-        file = lora_file.save(self.folder.lora, weights, self.config.model.lora)
+        file = lora_file.save(self.folder.lora, crew.newest[0], self.config.model.lora)
         files = {"LoRA": str(file)}
         for name, prompts in self.prompts.evaluated().items():
             picture = self._before_after(name, prompts)
@@ -126,11 +127,18 @@ class Recorder:
         self.advance = lambda _: None
 
     def _tell_of_actors(self, crew: Crew) -> None:
-        for receipt in crew.dispatcher.receipts:
-            for prompt in receipt.values.get("too_long", ()):
-                self.line(f"the tokenizer cuts off the end of the prompt {prompt!r}")
-            if receipt.values.get("too_long"):
-                return  # every sampler says the same
+        for prompt in crew.too_long():
+            self.line(f"the tokenizer cuts off the end of the prompt {prompt!r}")
+
+    def fleet_event(self, event: Event) -> None:
+        """Something happened to the fleet: fleet.jsonl, and a line if it is trouble."""
+        self.folder.append_event(asdict(event))
+        if event.what == "ready" and event.seconds is not None:
+            self.line(f"{event.slot} is back on {event.where} after {event.seconds:.1f} s")
+        elif event.what == "died":
+            self.line(f"{event.slot} died while {event.doing} ({event.cause}); replacing it")
+        elif event.what == "drains":
+            self.line(f"{event.slot} leaves {event.where}, whose node is about to go")
 
     # --- stages --------------------------------------------------------------------------------
 
@@ -149,7 +157,8 @@ class Recorder:
         self._tell(state.stage, figures, evaluated)
         costs = {k: v for k, v in state.counters.items() if k != "seconds"}
         self.folder.append_metrics(state.stage, {**figures, **costs, "time/total": seconds}, images)
-        self.folder.commit(state, ray.get(crew.weights.lora), ray.get(crew.weights.optimizer))
+        self.folder.commit(state, *crew.newest)
+        crew.gauges.stage(state.stage, figures)
         self.log.send()
         self.state = state
         return state
@@ -223,7 +232,7 @@ class Recorder:
         count = min(self.config.evaluation.previews, found.scores["reward"].size)
         if count == 0:
             return []
-        pictures = np.concatenate([ray.get(ref) for ref in found.pictures])[:count]
+        pictures = np.concatenate(found.pictures)[:count]
         folder = self.folder.pictures / f"step-{step:05d}"
         save_png(strip(pictures), folder / f"{name}_strip.png")
         texts = [prompts[i % len(prompts)] for i in range(count)]

@@ -107,7 +107,7 @@ def runner(
 @pytest.fixture(scope="session")
 def undisturbed(runner: Runner) -> str:
     """The name of a run that nothing happened to, with one sampler."""
-    assert runner.here("undisturbed", fleet__samplers__count=1) == 0
+    assert runner.here("undisturbed", fleet__samplers__max=1) == 0
     return "undisturbed"
 
 

@@ -84,7 +84,7 @@ def test_mlflow_has_the_run(runner: Runner, undisturbed: str) -> None:
 
 
 def test_the_number_of_samplers_does_not_change_a_byte(runner: Runner, undisturbed: str) -> None:
-    assert runner.here("three", fleet__samplers__count=3) == 0
+    assert runner.here("three", fleet__samplers__min=3, fleet__samplers__max=3) == 0
     assert runner.lora("three") == runner.lora(undisturbed)
 
 

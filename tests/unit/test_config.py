@@ -158,7 +158,7 @@ def test_a_config_does_not_change(config):
 
 
 def test_identity_leaves_out_what_does_not_change_the_result(config):
-    fleet = {"samplers": {"count": 7}}
+    fleet = {"samplers": {"max": 7}}
     same = config(name="other", runs="elsewhere", fleet=fleet, tracking={"experiment": "x"})
     assert same.identity() == config().identity()
     assert config(seed=1).identity() != config().identity()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from b2ray.branching import RewardWindow
-from b2ray.config import Advantage, Config, Fleet, Prompts, Reward, Tracking, Workers
+from b2ray.config import Advantage, Config, Fleet, Prompts, Reward, Samplers, Tracking
 from b2ray.diffusion.lora_file import digest
 from b2ray.errors import ConfigError
 from b2ray.tracking.folder import RunFolder, RunState, open_run, write_atomically
@@ -204,7 +204,7 @@ def test_a_run_of_another_configuration_is_refused_and_untouched(tmp_path):
 @pytest.mark.parametrize(
     "over",
     [
-        {"fleet": Fleet(samplers=Workers(count=7, gpus=1.0), stall_timeout=5.0)},
+        {"fleet": Fleet(samplers=Samplers(max=7, gpus=1.0), stall_timeout=5.0)},
         {"tracking": Tracking(uri="http://elsewhere", experiment="x")},
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from b2ray.branching import RewardWindow
-from b2ray.config import Config, Curriculum, Fleet, Prompts, Reward, Tracking, Workers
+from b2ray.config import Config, Curriculum, Fleet, Prompts, Reward, Tracking, Samplers
 from b2ray.tracking import mlflow_log
 from b2ray.tracking.folder import RunFolder, RunState, open_run
 from b2ray.tracking.mlflow_log import MlflowLog, flat, tracking_uri
@@ -129,7 +129,7 @@ def test_a_run_that_is_found_again_may_have_another_fleet(folder):
     stage_done(folder, 0)
     sent(MlflowLog(folder))
     forget(folder, run_id=None, sent=-1)
-    larger = Fleet(samplers=Workers(count=7))
+    larger = Fleet(samplers=Samplers(max=7))
     stage_done(folder, 1)
     sent(MlflowLog(RunFolder(folder.path, folder.config.model_copy(update={"fleet": larger}))))
     assert history(folder) == [(0, 0.0), (1, 1 / 3)]

@@ -13,7 +13,6 @@ from b2ray.branching import RewardWindow
 from b2ray.config import Config, Curriculum, Evaluation, Prompts, Reward
 from b2ray.evaluation import Evaluated
 from b2ray.prompts import PromptSet, PromptSets
-from b2ray.tracking import recorder as module
 from b2ray.tracking.folder import open_run
 from b2ray.tracking.recorder import Recorder
 
@@ -25,12 +24,16 @@ class FakeCrew:
     """Evaluates to the stage's number, in pictures of known colours."""
 
     def __init__(self) -> None:
-        self.weights = SimpleNamespace(version=0, digest="d", lora=WEIGHTS, optimizer={})
-        self.dispatcher = SimpleNamespace(receipts=[])
+        self.weights = SimpleNamespace(version=0, digest="d")
+        self.newest = (WEIGHTS, {})
+        self.gauges = SimpleNamespace(stage=lambda stage, figures: None)
         self.asked: list[tuple[int, int]] = []
 
     def fresh(self) -> None:
         pass
+
+    def too_long(self) -> list[str]:
+        return []
 
     def evaluate(self, prompts, which, count, reference, progress) -> Evaluated:
         self.asked.append((which, count))
@@ -43,9 +46,8 @@ class FakeCrew:
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path):
     """Records a run of two stages; returns its summary, its folder and the crew."""
-    monkeypatch.setattr(module.ray, "get", lambda ref: ref)
 
     def go(**evaluation: int):
         config = Config(

@@ -12,7 +12,8 @@ import pytest
 from b2ray.actors.worker import Receipt
 from b2ray.branching import Group, WorkUnit
 from b2ray.diffusion.noise import Domain
-from b2ray.fleet.plans import Rollout
+from b2ray.fleet import rollout
+from b2ray.fleet.rollout import Rollout
 
 SCORERS = {"scorer": ["a", "b"], "scorer c": ["c"]}
 
@@ -93,7 +94,8 @@ def test_roles_without_a_wanted_reward_are_not_asked():
     assert set(plan.scores) == {"a", "b"}  # what the role has loaded; the actor leaves out the rest
 
 
-def test_pictures_of_the_first_leaves_are_kept():
+def test_pictures_of_the_first_leaves_are_kept(monkeypatch):
     plan = Rollout(units(2), 4, SCORERS, ["a", "c"], record=False, keep_pictures=7)
+    monkeypatch.setattr(rollout.ray, "get", lambda ref: ref)
     drive(plan)
     assert sorted(plan.pictures) == [(0, 0), (0, 4), (1, 0)]

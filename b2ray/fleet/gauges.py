@@ -1,0 +1,76 @@
+"""What an operator watches, exported through Ray's metrics (Prometheus puts `ray_` before)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ray.util.metrics import Gauge
+
+from b2ray.fleet.capacity import SCORER
+from b2ray.fleet.slots import SlotState
+
+if TYPE_CHECKING:
+    from b2ray.fleet.dispatch import Dispatcher
+
+_GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "b2ray_phase": ("1 for what the run does now, else 0", ("phase",)),
+    "b2ray_stage": ("committed stages", ()),
+    "b2ray_slots": ("slots of a role in a state", ("role", "state")),
+    "b2ray_replaced": ("actors replaced so far", ("role",)),
+    "b2ray_lag": ("policy versions that trajectories were behind, mean of the last update", ()),
+    "b2ray_bytes_in_flight": ("bytes of prefixes, pictures and trajectories that are kept", ()),
+    "b2ray_images_per_second": ("pictures sampled and scored per second in the last stage", ()),
+    "b2ray_reward_seconds": ("seconds of the last scoring call", ("role",)),
+    "b2ray_idle_seconds": ("seconds since any call of the fleet finished", ()),
+    "b2ray_reward_mean": ("mean trained reward of the last stage", ()),
+}
+NAMES = tuple(_GAUGES)
+PHASES = ("starting", "sampling", "learning", "syncing", "evaluating")
+# A stage's figures that are also gauges.
+FIGURES = {
+    "b2ray_lag": "fleet/lag",
+    "b2ray_images_per_second": "throughput/images_per_second",
+    "b2ray_reward_mean": "reward/mean",
+}
+
+
+class Gauges:
+    """The gauges of one run; every one has the run's name as a tag."""
+
+    def __init__(self, run: str) -> None:
+        self._gauges = {}
+        for name, (text, tags) in _GAUGES.items():
+            gauge = Gauge(name, description=text, tag_keys=("run", *tags))
+            gauge.set_default_tags({"run": run})
+            self._gauges[name] = gauge
+
+    def set(self, name: str, value: float, **tags: str) -> None:
+        """One value."""
+        self._gauges[name].set(float(value), tags=tags)
+
+    def phase(self, now: str) -> None:
+        """What the run does now, one of `PHASES`."""
+        for phase in PHASES:
+            self.set("b2ray_phase", phase == now, phase=phase)
+
+    def stage(self, stage: int, figures: Mapping[str, float]) -> None:
+        """A stage's own figures."""
+        self.set("b2ray_stage", stage)
+        for gauge, figure in FIGURES.items():
+            if figure in figures:
+                self.set(gauge, figures[figure])
+
+    def watch(self, dispatcher: Dispatcher) -> None:
+        """The fleet as it is; about every second."""
+        roster = dispatcher.roster
+        states = Counter((slot.role.name, slot.state) for slot in roster.slots)
+        for role in (r.name for r in roster.roles):
+            for state in SlotState:
+                self.set("b2ray_slots", states[role, state], role=role, state=state.value)
+            self.set("b2ray_replaced", roster.replaced[role], role=role)
+            if role.startswith(SCORER) and role in dispatcher.seconds:
+                self.set("b2ray_reward_seconds", dispatcher.seconds[role], role=role)
+        self.set("b2ray_idle_seconds", dispatcher.idle)
+        self.set("b2ray_bytes_in_flight", sum(getattr(p, "held", 0) for p in dispatcher.plans))

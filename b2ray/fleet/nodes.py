@@ -1,0 +1,79 @@
+"""What Ray knows of its nodes and objects. The only place with calls that Ray keeps private."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+# Objects below this many bytes live with their owner, here the driver, and not on a node.
+INLINED = 100 * 1024
+
+
+@dataclass
+class Room:
+    """What a node has for actors."""
+
+    node: str
+    host: str
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        return f"{self.host} {self.node[:6]}: {self.cpus:g} CPU, {self.gpus:g} GPU"
+
+
+def alive() -> set[str]:
+    """Ids of the nodes that live."""
+    return {n["NodeID"] for n in ray.nodes() if n["Alive"]}
+
+
+def draining() -> set[str]:
+    """Ids of the nodes that are about to go: they finish what they do and take nothing new.
+
+    Ray has no public question for this; where the private one has changed, none drains.
+    """
+    try:
+        return set(ray._private.state.state.get_draining_nodes())
+    except (AttributeError, TypeError):
+        return set()
+
+
+def rooms() -> list[Room]:
+    """The total room of every node that lives and stays."""
+    leaving = draining()
+    return [
+        Room(
+            n["NodeID"],
+            n["NodeManagerHostname"],
+            n["Resources"].get("CPU", 0.0),
+            n["Resources"].get("GPU", 0.0),
+        )
+        for n in ray.nodes()
+        if n["Alive"] and n["NodeID"] not in leaving
+    ]
+
+
+def lost(refs: Sequence[Any]) -> list[bool]:
+    """Which of these objects no living node has.
+
+    Where Ray cannot tell, an object counts as lost: making it again costs time, missing it stops
+    the run.
+    """
+    from ray.experimental import get_object_locations
+
+    there = alive()
+    try:
+        found: Mapping[Any, Mapping[str, Any]] = get_object_locations(list(refs), timeout_ms=10_000)
+    except (RuntimeError, TypeError, ray.exceptions.GetTimeoutError):
+        return [True] * len(refs)
+    return [not _kept(found.get(ref), there) for ref in refs]
+
+
+def _kept(place: Mapping[str, Any] | None, there: set[str]) -> bool:
+    if place is None:
+        return False
+    size = place.get("object_size")
+    return bool(there & set(place["node_ids"])) or (size is not None and size < INLINED)

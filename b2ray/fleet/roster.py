@@ -1,0 +1,231 @@
+"""The roster: every slot's life, from asking for its actors to losing them.
+
+starting -> loading -> syncing -> ready, and from anywhere to dead and starting again. Elastic roles
+grow and shrink with the nodes; slots on a node that is about to go leave it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from b2ray.actors.worker import Place, Receipt
+from b2ray.config import Fleet
+from b2ray.errors import WorkerError
+from b2ray.fleet import nodes
+from b2ray.fleet.budgets import Budgets, Failure
+from b2ray.fleet.slots import Call, Role, Slot, SlotState, Team, Weights
+
+LOOK_EVERY = 1.0  # seconds between questions to Ray about its nodes
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a slot.
+
+    Attributes:
+        what: `ready`, `died`, `drains` or `left`.
+        seconds: from the death or the leaving until ready again, for `ready`.
+    """
+
+    time: float
+    slot: str
+    what: str
+    where: str
+    doing: str = ""
+    cause: str = ""
+    seconds: float | None = None
+
+
+class Roster:
+    """All slots of a run.
+
+    Attributes:
+        weights: what the slots of a role are to have bound, by role.
+        receipts: of the last `load` of each role.
+        replaced: teams that were replaced, by role.
+        tell: called with every event.
+    """
+
+    def __init__(self, roles: Sequence[Role], patience: Fleet) -> None:
+        self.roles, self.patience = roles, patience
+        self.budgets = Budgets(patience)
+        self.weights: dict[str, Weights] = {}
+        self.receipts: dict[str, Receipt] = {}
+        self.replaced: Counter[str] = Counter()
+        self.tell: Callable[[Event], None] = lambda _: None
+        self.slots: list[Slot] = []
+        self._looked = 0.0
+        self._resize()
+
+    def ready(self, role: str) -> list[Slot]:
+        """The slots of a role that are at the current weights."""
+        return [s for s in self._of(role) if s.state == SlotState.READY and not self.stale(s)]
+
+    def settled(self, patience: float | None = None) -> bool:
+        """Whether the least of every role is ready, and of the others all that are loaded.
+
+        With `patience` also those that load, and those that have looked for a node for less than
+        so many seconds.
+        """
+
+        def waited_for(slot: Slot) -> bool:
+            if slot.state == SlotState.READY:
+                return self.stale(slot)
+            if slot.state in (SlotState.STARTING, SlotState.LOADING, SlotState.DEAD):
+                looks = slot.state != SlotState.LOADING
+                late = patience is None or (looks and time.monotonic() - slot.since > patience)
+                return not late
+            return True
+
+        enough = all(len(self.ready(r.name)) >= r.least for r in self.roles)
+        return enough and not any(map(waited_for, self.slots))
+
+    def close(self) -> None:
+        """End all actors."""
+        for slot in self.slots:
+            if slot.team is not None:
+                slot.team.end()
+
+    # --- the life of a slot --------------------------------------------------------------------
+
+    def start(self, slot: Slot) -> Call:
+        """Ask for a dead slot's actors; returns the call that tells when they are placed."""
+        slot.team, slot.places = slot.role.make(), ()
+        slot.version, slot.busy = -1, False
+        slot.enter(SlotState.STARTING)
+        return Call(slot.role.name, "hello", (), 1, "starting")
+
+    def placed(self, slot: Slot, places: Sequence[Place]) -> Call:
+        """Its actors are on nodes; returns the call that loads them. Ranks go by GPU."""
+        assert slot.team is not None
+        order = sorted(range(len(places)), key=lambda i: (places[i].node, places[i].gpus, i))
+        slot.team = Team([slot.team.members[i] for i in order], slot.team.end)
+        slot.places = [places[i] for i in order]
+        slot.enter(SlotState.LOADING)
+        return Call(slot.role.name, "load", (), 1, "loading")
+
+    def loaded(self, slot: Slot, receipt: Receipt) -> None:
+        """Its actors have what they need, but for the weights."""
+        self.receipts[slot.role.name] = receipt
+        if slot.state == SlotState.LOADING:
+            slot.enter(SlotState.SYNCING)
+
+    def stale(self, slot: Slot) -> bool:
+        """Whether a slot needs other weights before it may work."""
+        wanted = self.weights.get(slot.role.name)
+        return wanted is not None and slot.version != wanted.version
+
+    def sync(self, slot: Slot) -> Call:
+        """The call that brings a slot to its role's weights."""
+        assert slot.role.sync_method is not None
+        slot.enter(SlotState.SYNCING)
+        w = self.weights[slot.role.name]
+        restore = slot.role.sync_method == "restore"
+        args = (w.version, w.lora, w.optimizer) if restore else (w.version, w.lora)
+        return Call(slot.role.name, slot.role.sync_method, args, 1, f"binding version {w.version}")
+
+    def enter_ready(self, slot: Slot) -> None:
+        """A slot that can work."""
+        if slot.state == SlotState.READY:
+            return
+        slot.enter(SlotState.READY)
+        if not slot.told:
+            seconds = None if slot.gone_at is None else time.monotonic() - slot.gone_at
+            self._tell(slot, "ready", seconds=seconds)
+            slot.told = True
+
+    def leave(self, slot: Slot) -> None:
+        """End an idle slot's actors on a node that is about to go; it starts again elsewhere."""
+        self._tell(slot, "left")
+        self._gone(slot)
+
+    def died(self, slot: Slot, failure: Failure, *, preempted: bool) -> None:
+        """A slot's actors are dead or out of reach."""
+        self._tell(slot, "died", failure.doing, failure.cause)
+        self._gone(slot)
+        self.budgets.died(slot, failure, preempted=preempted)
+
+    def _gone(self, slot: Slot) -> None:
+        assert slot.team is not None
+        slot.team.end()
+        self.replaced[slot.role.name] += 1
+        slot.gone_at, slot.told = time.monotonic(), False
+        slot.enter(SlotState.DEAD)
+
+    # --- the nodes -----------------------------------------------------------------------------
+
+    def look(self) -> bool:
+        """See to nodes that go or come, and to waits that are too long; not more often than every
+        second. Returns whether it did."""
+        if time.monotonic() - self._looked < LOOK_EVERY:
+            return False
+        self._leave_nodes()
+        self._resize()
+        self._refuse_waits()
+        self._looked = time.monotonic()
+        return True
+
+    def _leave_nodes(self) -> None:
+        leaving = nodes.draining()
+        staying = (SlotState.LOADING, SlotState.SYNCING, SlotState.READY)
+        for slot in self.slots:
+            if slot.state in staying and leaving & {p.node for p in slot.places}:
+                slot.enter(SlotState.DRAINING)
+                self._tell(slot, "drains")
+
+    def _resize(self) -> None:
+        """As many slots as each role wants now. Actors that wait for a node that will not come are
+        taken back; those that are placed stay until their node goes."""
+        rooms = nodes.rooms()
+        for role in self.roles:
+            slots, wanted = self._of(role.name), role.most(rooms)
+            used = {s.index for s in slots}
+            unused = (i for i in range(len(slots) + wanted) if i not in used)
+            for _ in range(wanted - len(slots)):
+                self.slots.append(Slot(role, next(unused)))
+            waiting = [s for s in slots if s.state == SlotState.STARTING]
+            for slot in waiting[max(0, len(waiting) - max(0, len(slots) - wanted)) :]:
+                assert slot.team is not None
+                slot.team.end()
+                self.slots.remove(slot)
+
+    def _refuse_waits(self) -> None:
+        now, patience = time.monotonic(), self.patience
+        for slot in self.slots:
+            if slot.state == SlotState.LOADING and now - slot.since > patience.start_timeout:
+                raise WorkerError(
+                    str(slot),
+                    slot.where,
+                    "loading",
+                    f"not ready after fleet.start_timeout = {patience.start_timeout:g} s; "
+                    f"log: {slot.log}",
+                )
+        limit = max(patience.start_timeout, patience.wait_for_nodes)
+        for role in self.roles:
+            slots = self._of(role.name)
+            waiting = [s for s in slots if s.state == SlotState.STARTING and now - s.since > limit]
+            if waiting and sum(bool(s.places) for s in slots) < role.least:
+                there = "; ".join(map(str, nodes.rooms())) or "none"
+                raise WorkerError(
+                    str(waiting[0]),
+                    "no node",
+                    "starting",
+                    f"no node had room for it in {limit:g} s: it asks for {role.asks} (nodes: "
+                    f"{there})",
+                )
+
+    def _of(self, role: str) -> list[Slot]:
+        return [s for s in self.slots if s.role.name == role]
+
+    def _tell(
+        self,
+        slot: Slot,
+        what: str,
+        doing: str = "",
+        cause: str = "",
+        seconds: float | None = None,
+    ) -> None:
+        self.tell(Event(time.time(), str(slot), what, slot.where, doing, cause, seconds))
