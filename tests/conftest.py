@@ -10,6 +10,8 @@ import pytest
 # Before torch or transformers are imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Set explicitly, so that nothing depends on a token in the home directory.
+os.environ["RAY_AUTH_MODE"] = "disabled"
 
 
 @pytest.fixture(scope="session")

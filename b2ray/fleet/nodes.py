@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-# Objects below this many bytes live with their owner, here the driver, and not on a node.
+# Objects below this many bytes may live with their owner, here the driver, and not on a node.
 INLINED = 100 * 1024
 
 
@@ -69,11 +69,19 @@ def lost(refs: Sequence[Any]) -> list[bool]:
         found: Mapping[Any, Mapping[str, Any]] = get_object_locations(list(refs), timeout_ms=10_000)
     except (RuntimeError, TypeError, ray.exceptions.GetTimeoutError):
         return [True] * len(refs)
-    return [not _kept(found.get(ref), there) for ref in refs]
+    return [not _kept(ref, found.get(ref), there) for ref in refs]
 
 
-def _kept(place: Mapping[str, Any] | None, there: set[str]) -> bool:
+def _kept(ref: Any, place: Mapping[str, Any] | None, there: set[str]) -> bool:
     if place is None:
         return False
+    if there & set(place["node_ids"]):
+        return True
     size = place.get("object_size")
-    return bool(there & set(place["node_ids"])) or (size is not None and size < INLINED)
+    if size is None or size >= INLINED:
+        return False
+    try:  # a small one may be the driver's own: it says so at once
+        ray.get(ref, timeout=5)
+    except (ray.exceptions.ObjectLostError, ray.exceptions.GetTimeoutError):
+        return False
+    return True

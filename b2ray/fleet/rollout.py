@@ -12,6 +12,7 @@ import ray
 
 from b2ray.actors.worker import Receipt
 from b2ray.branching import WorkUnit
+from b2ray.fleet.pace import Pace
 from b2ray.fleet.slots import Call, Slot
 
 Range = tuple[WorkUnit, int, int]
@@ -72,6 +73,7 @@ class Rollout:
         self._scorers = [role for role, names in scorers.items() if set(names) & set(rewards)]
         self._embeddings: dict[str, dict[Leaf, np.ndarray]] = defaultdict(dict)
         self._samplers: set[int] = set()
+        self._pace = Pace()
         self._maker: dict[int, int] = {}
         self._prefixes: dict[int, Any] = {}
         # Units without a prefix, ranges that can be branched, and those that wait for a prefix.
@@ -119,7 +121,20 @@ class Rollout:
             return self._prefix(self._new.popleft())
         if mine is None and self._open:
             mine = max(self._open, key=lambda u: len(self._open[u]))
-        return None if mine is None else self._branches(mine)
+        if mine is None or not self._worth(slot.index):
+            return None
+        call = self._branches(mine)
+        self._pace.sent(slot.index, call.leaves[1] - call.leaves[0])
+        return call
+
+    def _worth(self, sampler: int) -> bool:
+        """Whether a sampler should take one of the last branch calls."""
+        if self._new:
+            return True
+        count = sum(map(len, self._open.values())) + sum(map(len, self._waiting.values()))
+        if count > 2 * len(self._samplers):
+            return True
+        return self._pace.worth(sampler, count, self.batch)
 
     def _prefix(self, unit: WorkUnit) -> Call:
         return Call("sampler", "denoise_prefix", (unit,), 2, f"denoising {_name(unit)}", unit)
@@ -154,6 +169,7 @@ class Rollout:
             if ranges:
                 self._open.setdefault(unit.index, deque()).extend(ranges)
         elif call.method == "denoise_branches":
+            self._pace.done(slot.index, high - low, receipt.seconds)
             self._take_branches((unit, low, high), results)
             self._bytes["pictures", unit.index, low] = receipt.values.get("picture_bytes", 0)
             self._bytes["branches", unit.index, low] = size
@@ -198,7 +214,9 @@ class Rollout:
         assert call.unit is not None
         again = (call.unit, *call.leaves)
         index = call.unit.index
-        if call.method == "denoise_branches":
+        if call.method == "denoise_prefix":
+            self._new.appendleft(call.unit)
+        elif call.method == "denoise_branches":
             self._waiting.setdefault(index, []).extend([*self._open.pop(index, ()), again])
             if self._prefixes.pop(index, None) is not None:
                 self._new.appendleft(call.unit)

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from b2ray.diffusion.lora_file import FILE
-from b2ray.run import main
-from tests.models import arguments
-
-ROOT = Path(__file__).parents[2]
-# Set explicitly, so that nothing depends on a token in the home directory.
-os.environ["RAY_AUTH_MODE"] = "disabled"
+from tests.runner import Cluster, Runner
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,25 +15,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(item.fspath).is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.ray)
             item.add_marker(pytest.mark.slow)
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A Ray of our own: its address, and the process that its workers descend from."""
-
-    address: str
-    raylet: int
-
-    def workers(self, kind: str) -> list[psutil.Process]:
-        """Processes of actors of a class, by the title that Ray gives them."""
-        found = []
-        for child in psutil.Process(self.raylet).children(recursive=True):
-            try:
-                if child.cmdline() and child.cmdline()[0].startswith(f"ray::{kind}"):
-                    found.append(child)
-            except (psutil.NoSuchProcess, psutil.ZombieProcess):
-                continue
-        return found
 
 
 @pytest.fixture(scope="session")
@@ -67,41 +34,11 @@ def cluster() -> Iterator[Cluster]:
     ray.shutdown()
 
 
-@dataclass
-class Runner:
-    """Runs the command on the small models, here or in a process of its own."""
-
-    models: Path
-    runs: Path
-    cluster: Cluster
-
-    def here(self, name: str, *more: str, **over: object) -> int:
-        return main([*arguments(self.models, self.runs, name, **over), *more])
-
-    def process(self, name: str, *more: str, **over: object) -> subprocess.Popen[str]:
-        command = [*arguments(self.models, self.runs, name, **over), *more]
-        return subprocess.Popen(
-            [sys.executable, "-m", "b2ray.run", *command],
-            cwd=ROOT,
-            env={**os.environ, "RAY_ADDRESS": self.cluster.address},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def lora(self, name: str) -> bytes:
-        return (self.runs / name / "lora" / FILE).read_bytes()
-
-    def lines(self, name: str) -> int:
-        file = self.runs / name / "metrics.jsonl"
-        return file.read_text().count("\n") if file.exists() else 0
-
-
 @pytest.fixture(scope="session")
 def runner(
     models: Path, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Runner]:
-    yield Runner(models, tmp_path_factory.mktemp("runs"), cluster)
+    yield Runner(models, tmp_path_factory.mktemp("runs"), cluster.address)
 
 
 @pytest.fixture(scope="session")
@@ -109,25 +46,3 @@ def undisturbed(runner: Runner) -> str:
     """The name of a run that nothing happened to, with one sampler."""
     assert runner.here("undisturbed", fleet__samplers__max=1) == 0
     return "undisturbed"
-
-
-def when(condition: Callable[[], bool], within: float = 120.0) -> None:
-    """Wait for a condition, a bounded time."""
-    until = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < until, "the moment to wait for never came"
-        time.sleep(0.01)
-
-
-def kill_when(
-    condition: Callable[[], bool], victims: Callable[[], list[psutil.Process]]
-) -> threading.Thread:
-    """Kill -9 the first victim as soon as a condition holds; join the thread to be sure."""
-
-    def work() -> None:
-        when(lambda: condition() and bool(victims()))
-        os.kill(victims()[0].pid, signal.SIGKILL)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    return thread

@@ -8,7 +8,7 @@ import pytest
 
 from b2ray.commands.check import main
 from tests.models import arguments
-from tests.ray.conftest import Runner
+from tests.runner import Runner
 
 
 def check(runner: Runner, capsys: pytest.CaptureFixture[str], **over: object):

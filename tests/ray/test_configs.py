@@ -13,7 +13,7 @@ from b2ray.options import merge, parse
 from b2ray.run import main
 from tests.captioning import save_captioning
 from tests.models import ZERO_SNR, pipeline, sdxl
-from tests.ray.conftest import ROOT, Runner
+from tests.runner import ROOT, Runner
 
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("*.yaml"))
 SHAPES = ROOT / "b2ray" / "shapes" / "weights"

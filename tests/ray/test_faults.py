@@ -12,7 +12,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.ray.conftest import Runner, kill_when, when
+from tests.runner import Cluster, Runner, kill_when, when
 
 
 def _history(runner: Runner, name: str) -> list[tuple[str, int, float]]:
@@ -67,12 +67,12 @@ def test_sigterm_stops_resumably(runner: Runner, undisturbed: str) -> None:
 
 
 def test_killed_actors_are_replaced_and_change_nothing(
-    runner: Runner, undisturbed: str, capsys: pytest.CaptureFixture[str]
+    runner: Runner, cluster: Cluster, undisturbed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = "replaced"
     roles = ("Sampler", "Scorer", "Learner")
     killers = [
-        kill_when(lambda n=lines: runner.lines(name) >= n, lambda r=role: runner.cluster.workers(r))
+        kill_when(lambda n=lines: runner.lines(name) >= n, lambda r=role: cluster.workers(r))
         for lines, role in enumerate(roles, start=1)
     ]
     assert runner.here(name) == 0

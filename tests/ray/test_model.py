@@ -12,7 +12,7 @@ from PIL import Image
 
 from b2ray.diffusion.lora_file import FILE, load
 from tests.models import PROMPTS, pipeline
-from tests.ray.conftest import Runner
+from tests.runner import Runner
 
 
 @pytest.fixture

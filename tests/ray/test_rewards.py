@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray.conftest import Runner
+from tests.runner import Runner
 
 CLIP = {"name": "clip", "kind": "clip"}
 

@@ -12,7 +12,7 @@ import torch
 from b2ray.cost import plan_cost
 from b2ray.diffusion.lora_file import load
 from tests.models import PROMPTS, config, pipeline
-from tests.ray.conftest import Runner
+from tests.runner import Runner
 
 
 def test_the_summary_holds_what_scripts_rely_on(runner: Runner, undisturbed: str) -> None:

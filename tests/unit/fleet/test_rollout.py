@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -60,12 +61,9 @@ def drive(plan: Rollout, losses: float = 0.0, seed: int = 0) -> None:
         assert flying, "nothing is in flight, and the plan is not finished"
         done = flying.pop(chance.randrange(len(flying)))
         key = f"{done[1].role} {done[1].doing}"
-        if done[1].method != "denoise_prefix" and lost[key] < 2 and chance.random() < losses:
+        if lost[key] < 2 and chance.random() < losses:
             lost[key] += 1
-            if done[1].method == "score":
-                plan.lost(done[1])
-            else:  # the dispatcher hands such a call to the plan alone
-                plan.lost(done[1])
+            plan.lost(done[1])
             continue
         plan.done(done[1], done[0], *answer(done[1]))
     raise AssertionError("the plan never finished")
@@ -99,3 +97,70 @@ def test_pictures_of_the_first_leaves_are_kept(monkeypatch):
     monkeypatch.setattr(rollout.ray, "get", lambda ref: ref)
     drive(plan)
     assert sorted(plan.pictures) == [(0, 0), (0, 4), (1, 0)]
+
+
+@pytest.mark.parametrize("losses", [0.0, 0.3])
+def test_lost_leaves_are_branched_again_and_not_scored_again(losses):
+    counted: list[int] = []
+    plan = Rollout(units(), 4, SCORERS, ["a", "c"], record=True, progress=counted.append)
+    drive(plan)
+    kept = [(0, 1), (3, 2), (5, 0)]
+    plan.keep(kept)
+    assert len(plan.trajectories) == 3
+    for group, branch in kept[1:]:
+        plan.trajectories[plan._place(group, branch)] = "gone"
+    plan.again(kept[1:])
+    assert not plan.finished
+    drive(plan, losses)
+    assert [plan.leaf(*leaf) for leaf in kept] == ["leaf 0 1", "leaf 1 5", "leaf 2 3"]
+    assert sum(counted) == 18
+
+
+def test_samplers_pause_while_the_scorers_are_behind(monkeypatch):
+    monkeypatch.setattr(rollout, "MOST_UNSCORED", 2)
+    plan, sampler = Rollout(units(9), 4, SCORERS, ["a", "c"], record=True), slot("sampler")
+    done = []
+    while (call := plan.next_call(sampler)) is not None:
+        done.append(call.method)
+        plan.done(call, sampler, *answer(call))
+    assert done == ["denoise_prefix", "denoise_branches", "denoise_branches"]
+    assert plan.next_call(slot("scorer c")) is not None
+    assert plan.next_call(sampler) is None  # the other role is still behind
+    assert plan.next_call(slot("scorer")) is not None
+    assert plan.next_call(sampler) is not None
+
+
+def test_the_last_prefixes_come_before_branches():
+    """With two samplers the last two units are begun as early as possible, then shared."""
+    plan, first, second = Rollout(units(3), 2, SCORERS, ["a"], record=True), *two()
+    opening = [plan.next_call(first), plan.next_call(second)]
+    assert [c.method for c in opening if c] == ["denoise_prefix"] * 2
+    for call, sampler in zip(opening, (first, second), strict=True):
+        plan.done(call, sampler, *answer(call))
+    third = plan.next_call(first)
+    assert third is not None and third.method == "denoise_prefix" and third.unit.index == 2
+    # The second goes on with its own prefix, then with the first's.
+    followed = [plan.next_call(second) for _ in range(4)]
+    assert [c.unit.index for c in followed if c] == [1, 1, 1, 0]
+
+
+def two() -> tuple[SimpleNamespace, SimpleNamespace]:
+    return slot("sampler", 0), slot("sampler", 1)
+
+
+def test_what_is_held_is_counted():
+    plan = Rollout(units(1), 6, SCORERS, ["a"], record=True)
+    sampler, scorer = slot("sampler"), slot("scorer")
+
+    def step(who: SimpleNamespace, **values: int) -> None:
+        call = plan.next_call(who)
+        receipt, results = answer(call)
+        plan.done(call, who, replace(receipt, values={**receipt.values, **values}), results)
+
+    step(sampler, bytes=100)
+    step(sampler, bytes=600, picture_bytes=50)
+    assert plan.held == 750
+    step(scorer)
+    assert plan.finished and plan.held == 700
+    plan.keep([(0, 0), (1, 1)])
+    assert plan.held == 300

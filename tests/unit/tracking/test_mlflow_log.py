@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from b2ray.branching import RewardWindow
-from b2ray.config import Config, Curriculum, Fleet, Prompts, Reward, Tracking, Samplers
+from b2ray.config import Config, Curriculum, Fleet, Prompts, Reward, Samplers, Tracking
 from b2ray.tracking import mlflow_log
 from b2ray.tracking.folder import RunFolder, RunState, open_run
 from b2ray.tracking.mlflow_log import MlflowLog, flat, tracking_uri

@@ -1,0 +1,56 @@
+"""How fast each sampler is, and whether it should start what little is left at a stage's end."""
+
+from __future__ import annotations
+
+import heapq
+import statistics
+import time
+
+
+class Pace:
+    """Samplers of different speed finish a stage together if the slow ones leave the last calls to
+    the fast ones. Who does a call changes nothing but time.
+    """
+
+    def __init__(self) -> None:
+        self._each: dict[int, float] = {}  # seconds per leaf of a sampler's last branch call
+        self._until: dict[int, float] = {}  # when its call in flight should end
+
+    def sent(self, sampler: int, leaves: int) -> None:
+        """A branch call is on its way."""
+        self._until[sampler] = time.perf_counter() + leaves * self._of(sampler)
+
+    def done(self, sampler: int, leaves: int, seconds: float) -> None:
+        """A branch call is over."""
+        self._each[sampler] = seconds / leaves
+        self._until.pop(sampler, None)
+
+    def worth(self, sampler: int, calls: int, leaves: int) -> bool:
+        """Whether an idle sampler should take one of the calls that are left.
+
+        Each of them goes, in this forecast, to the sampler that would end it first; a sampler that
+        gets none should wait. One whose call is overdue is not counted on.
+
+        Args:
+            sampler: the idle one.
+            calls: how many are left.
+            leaves: of each.
+        """
+        now = time.perf_counter()
+        free = {sampler: now}
+        for other, until in self._until.items():
+            if now - until < leaves * self._of(other):
+                free[other] = max(now, until)
+        ends = [(at + leaves * self._of(s), s) for s, at in free.items()]
+        heapq.heapify(ends)
+        for _ in range(calls):
+            end, first = ends[0]
+            if first == sampler:
+                return True
+            heapq.heapreplace(ends, (end + leaves * self._of(first), first))
+        return False
+
+    def _of(self, sampler: int) -> float:
+        if sampler in self._each:
+            return self._each[sampler]
+        return statistics.median(self._each.values()) if self._each else 0.0

@@ -1,0 +1,346 @@
+"""Whatever happens to the fleet, the LoRA's bytes are those of the undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+
+from tests.chaos import faults
+from tests.chaos.conftest import FLEET, Row, Ward
+from tests.chaos.faults import Strike
+from tests.runner import when
+
+RANKS = {"learner.ranks": 2, "fleet.learner.gpus": 1}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("fault", "strikes", "back", "over"),
+    [
+        (
+            "a sampler is killed in a prefix",
+            [Strike("denoise_prefix", faults.kill_it, stage=1)],
+            ("sampler 0",),
+            {},
+        ),
+        (
+            "a sampler is killed in its branches",
+            [Strike("denoise_branches", faults.kill_it, stage=1, skip=1)],
+            ("sampler 0",),
+            {},
+        ),
+        (
+            "a sampler is killed while it binds weights",
+            [Strike("bind", faults.kill_it, stage=1)],
+            ("sampler 0",),
+            {},
+        ),
+        (
+            "the node with the only copy of a prefix is lost",
+            [Strike("denoise_branches", faults.kill_its_node, stage=1)],
+            ("sampler 0",),
+            {},
+        ),
+        (
+            "a scorer is killed while it scores",
+            [Strike("score", faults.kill_it, stage=1)],
+            ("scorer 0",),
+            {},
+        ),
+        (
+            "the learner is killed in an update",
+            [Strike("update", faults.kill_it, stage=1)],
+            ("learner 0",),
+            {},
+        ),
+        (
+            "the learner's node is lost in an update",
+            [Strike("update", faults.kill_its_node, stage=1)],
+            ("learner 0",),
+            {},
+        ),
+        (
+            "the node with the selected trajectories is lost in an update",
+            [Strike("update", faults.kill_node_of("sampler"), stage=1)],
+            ("sampler 0",),
+            {},
+        ),
+        (
+            "a rank of the learner is killed in an update",
+            [Strike("update", faults.kill_last_rank, stage=1)],
+            ("learner 0",),
+            RANKS,
+        ),
+        (
+            "a sampler and the scorer are killed at once",
+            [
+                Strike(
+                    "denoise_branches",
+                    faults.both(faults.kill_it, faults.kill_role("scorer")),
+                    stage=1,
+                )
+            ],
+            ("sampler 0", "scorer 0"),
+            {},
+        ),
+        (
+            "the sampler's node drains",
+            [Strike("denoise_branches", faults.drain_its_node, stage=1)],
+            ("sampler 0",),
+            {},
+        ),
+    ],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
+)
+def test_a_fault_changes_nothing(
+    ward: Ward,
+    undisturbed: Callable[..., bytes],
+    rows: list[Row],
+    fault: str,
+    strikes: list[Strike],
+    back: tuple[str, ...],
+    over: dict[str, object],
+) -> None:
+    expected = undisturbed(**over)
+    saboteur = ward.disturbed(fault.replace(" ", "-").replace("'", ""), strikes, **over)
+    events = ward.events(fault.replace(" ", "-").replace("'", ""))
+    equal = ward.lora(fault.replace(" ", "-").replace("'", "")) == expected
+    seconds = []
+    for slot in back:
+        mine = [e for e in events if e["slot"] == slot and e["time"] >= saboteur.struck[0] - 0.1]
+        assert mine[0]["what"] in ("died", "drains"), mine
+        ready = next(e for e in mine if e["what"] == "ready")
+        seconds.append(ready["time"] - saboteur.struck[0])
+    gone = [e for e in events if e["what"] in ("died", "left")]
+    happened = "; ".join(f"{e['slot']} {e['what']}" for e in gone)
+    rows.append(Row(fault, happened, max(seconds), equal))
+    assert equal
+
+
+@pytest.mark.timeout(600)
+def test_a_node_that_joins_late_is_used_and_brought_up_to_date(
+    ward: Ward, undisturbed: Callable[..., bytes], rows: list[Row]
+) -> None:
+    """Born stale: it is bound to the current version before it works."""
+    expected = undisturbed()
+    ward.raylets.only_one()
+    fleet = {"fleet.learner.gpus": 1, "fleet.samplers.gpus": 1, "fleet.samplers.max": "auto"}
+    wait = faults.pause_scorers_until(faults.samplers_ready(2))
+    join = Strike("score", faults.both(faults.add_node, wait), stage=1)
+    saboteur = ward.disturbed("late", [join], **fleet)
+    node = next(
+        n.node_id for n in ward.raylets.cluster.worker_nodes if n.node_id not in _nodes_before(ward)
+    )
+    methods = [m for m, where, _ in saboteur.sent if where == node and m not in ("hello", "load")]
+    assert methods[0] == "bind"
+    assert {"denoise_prefix", "denoise_branches"} & set(methods)
+    ready = next(t for m, where, t in saboteur.sent if where == node and m == "bind")
+    equal = ward.lora("late") == expected
+    rows.append(
+        Row(
+            "a node joins late",
+            "a sampler starts there",
+            ready - saboteur.struck[0],
+            equal,
+        )
+    )
+    assert equal
+
+
+def _nodes_before(ward: Ward) -> set[str]:
+    """Nodes that somebody was ready on before the late one came."""
+    first = [e for e in ward.events("late") if e["what"] == "ready"][:3]
+    short = {e["where"].split("node ")[1].rstrip(")") for e in first}
+    return {n.node_id for n in ward.raylets.cluster.worker_nodes if n.node_id[:6] in short}
+
+
+@pytest.mark.timeout(600)
+def test_the_driver_is_killed_and_resumes(
+    ward: Ward, undisturbed: Callable[..., bytes], rows: list[Row]
+) -> None:
+    expected = undisturbed()
+    process = ward.process("driver", **FLEET)
+    when(lambda: ward.lines("driver") >= 2, within=240)
+    process.send_signal(signal.SIGKILL)
+    killed = time.time()
+    process.wait(30)
+    assert ward.here("driver", "--resume", **FLEET) == 0
+    again = next(e for e in ward.events("driver") if e["time"] > killed and e["what"] == "ready")
+    equal = ward.lora("driver") == expected
+    rows.append(
+        Row(
+            "the driver is killed and resumed",
+            "the last committed stage goes on",
+            again["time"] - killed,
+            equal,
+        )
+    )
+    assert equal
+
+
+@pytest.mark.timeout(600)
+def test_nearly_full_object_stores(
+    ward: Ward, undisturbed: Callable[..., bytes], rows: list[Row]
+) -> None:
+    expected = undisturbed()
+    ward.disturbed("full", [Strike("denoise_prefix", faults.fill_stores, stage=1)])
+    equal = ward.lora("full") == expected
+    rows.append(Row("every object store is 95 % full", "Ray spills to disk", None, equal))
+    assert equal
+
+
+@pytest.mark.timeout(600)
+def test_mlflow_goes_away_and_comes_back(
+    ward: Ward, undisturbed: Callable[..., bytes], rows: list[Row], tmp_path: Path
+) -> None:
+    expected = undisturbed()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    servers = [_mlflow(tmp_path, port)]
+    try:
+        _answers(uri)
+
+        def away(*_: object) -> None:
+            _end(servers[-1])
+
+        def back(*_: object) -> None:
+            servers.append(_mlflow(tmp_path, port))
+            _answers(uri)
+
+        strikes = [Strike("update", away, stage=1), Strike("update", back, stage=2)]
+        ward.disturbed("mlflow", strikes, **{"tracking.uri": uri})
+        client = mlflow.MlflowClient(uri)
+        experiment = client.get_experiment_by_name("b2ray")
+        assert experiment is not None
+        (run,) = client.search_runs([experiment.experiment_id])
+        history = client.get_metric_history(run.info.run_id, "reward/mean")
+        assert [m.step for m in history] == [1, 2, 3]
+        assert run.info.status == "FINISHED"
+    finally:
+        _end(servers[-1])
+    equal = ward.lora("mlflow") == expected
+    rows.append(
+        Row("the MLflow server is away for a stage", "what it missed is sent later", None, equal)
+    )
+    assert equal
+
+
+def _mlflow(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command += ["--default-artifact-root", str(folder / "artifacts")]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        start_new_session=True,
+    )
+
+
+def _answers(uri: str) -> None:
+    def there() -> bool:
+        try:
+            with urllib.request.urlopen(f"{uri}/health", timeout=1) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    when(there, within=120)
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """The server and its own workers."""
+    if server.poll() is None:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait(10)
+
+
+@contextmanager
+def _random_kills(seconds: float, pause: tuple[float, float], seed: int) -> Iterator[list[str]]:
+    """Kill a random actor of this user's chaos cluster every few seconds."""
+    chance, over, killed = random.Random(seed), threading.Event(), []
+
+    def work() -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not over.wait(chance.uniform(*pause)):
+            actors = _actors()
+            if actors:
+                victim = chance.choice(actors)
+                killed.append(victim.cmdline()[0])
+                victim.kill()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
+
+
+def _actors() -> list[psutil.Process]:
+    """Processes of the fleet, below this process's raylets."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        try:
+            title = child.cmdline()[:1]
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+        if title and title[0].startswith(("ray::Sampler", "ray::Scorer", "ray::Learner")):
+            found.append(child)
+    return sorted(found, key=lambda p: p.pid)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "pause"),
+    [
+        pytest.param(60, (4, 12), marks=pytest.mark.timeout(900), id="a-minute"),
+        pytest.param(
+            600, (4, 20), marks=[pytest.mark.nightly, pytest.mark.timeout(3000)], id="ten-minutes"
+        ),
+    ],
+)
+def test_random_kills(
+    ward: Ward,
+    undisturbed: Callable[..., bytes],
+    rows: list[Row],
+    seconds: int,
+    pause: tuple[float, float],
+) -> None:
+    long = {"curriculum.stages": 6}
+    expected = undisturbed(**long)
+    name = f"random-{seconds}"
+    began = time.monotonic()
+    with _random_kills(seconds, pause, seed=seconds) as killed:
+        over = {**FLEET, **long, "fleet.retries": 100, "fleet.max_deaths": 1000}
+        assert ward.here(name, **over) == 0
+    lasted = time.monotonic() - began
+    assert len(killed) >= 3
+    equal = ward.lora(name) == expected
+    rows.append(
+        Row(
+            f"a random actor is killed every {pause[0]}–{pause[1]} s for {seconds} s",
+            f"{len(killed)} were killed; done after {lasted:.0f} s",
+            None,
+            equal,
+        )
+    )
+    assert equal

@@ -1,0 +1,57 @@
+"""What fits on which nodes."""
+
+from __future__ import annotations
+
+import pytest
+
+from b2ray.fleet.capacity import Need, room_for, shortage
+from b2ray.fleet.nodes import Room
+
+
+def need(role: str, least: int = 1, most: int | None = 1, gpus: float = 0.0, **over) -> Need:
+    return Need(role, f"fleet.{role}s", least, most, over.pop("cpus", 0.5), gpus, {}, **over)
+
+
+def rooms(*gpus: float) -> list[Room]:
+    return [Room(f"node{i}", f"host{i}", 4.0, g) for i, g in enumerate(gpus)]
+
+
+def test_what_fits_has_no_shortage():
+    wanted = [need("learner", gpus=1), need("sampler", 3, 3, gpus=1), need("scorer", cpus=4)]
+    assert shortage(wanted, rooms(2, 2, 0)) is None
+
+
+def test_a_shortage_names_role_field_and_nodes():
+    wanted = [need("learner", gpus=1), need("sampler", 4, 4, gpus=1)]
+    found = shortage(wanted, rooms(2, 2))
+    assert found is not None
+    assert "all 4 of sampler" in found and "0.5 CPU and 1 GPU" in found
+    assert "host0 node0: 4 CPU, 2 GPU; host1" in found and "lower fleet.samplers" in found
+
+
+def test_gpus_on_two_nodes_are_no_room_for_one_actor():
+    assert shortage([need("learner", gpus=2)], rooms(1, 1)) is not None
+
+
+def test_ranks_stay_on_one_node():
+    learner = need("learner", gpus=1, together=2)
+    assert shortage([learner], rooms(1, 1)) is not None
+    assert shortage([learner], rooms(1, 2)) is None
+    assert "2 times 0.5 CPU and 1 GPU on one node" in str(shortage([learner], rooms(1, 1)))
+
+
+def test_parts_of_a_gpu_add_up():
+    wanted = [need("learner", gpus=0.4), need("sampler", gpus=0.4), need("scorer", gpus=0.2)]
+    assert shortage(wanted, rooms(1)) is None
+    assert shortage([*wanted, need("more", gpus=0.1)], rooms(1)) is not None
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [((2,), 1), ((2, 2), 3), ((1,), 0), ((0, 4), 3)])
+def test_elastic_samplers_take_what_the_others_leave(gpus, expected):
+    sampler = need("sampler", 1, None, gpus=1)
+    assert room_for(sampler, [need("learner", gpus=1), sampler], rooms(*gpus)) == expected
+
+
+def test_cpus_bound_elastic_samplers_too():
+    sampler = need("sampler", 1, None, cpus=1.5)
+    assert room_for(sampler, [need("learner", cpus=1), sampler], rooms(0)) == 2

@@ -1,0 +1,73 @@
+"""Calls of the learner, and what happens when their inputs are lost."""
+
+from __future__ import annotations
+
+import pytest
+import ray
+
+from b2ray.actors.worker import Receipt
+from b2ray.fleet import plans as module
+from b2ray.fleet.plans import LearnerCall, Update
+from b2ray.fleet.rollout import Rollout
+from tests.unit.fleet.test_rollout import SCORERS, drive, slot, units
+
+SELECTED = [("p", 1.0, (0, 1)), ("p", -1.0, (0, 2)), ("q", 0.5, (3, 2))]
+
+
+@pytest.fixture
+def rollout():
+    plan = Rollout(units(), 4, SCORERS, ["a"], record=True)
+    drive(plan)
+    plan.keep(leaf for _, _, leaf in SELECTED)
+    return plan
+
+
+@pytest.fixture(autouse=True)
+def objects(monkeypatch):
+    """Refs that Ray has, by hand: everything that is not in the set of lost ones."""
+    lost: set[object] = set()
+
+    def get(refs, timeout=None):
+        if lost & set(refs):
+            raise ray.exceptions.ObjectLostError("00", "", "")
+        return [f"value of {ref}" for ref in refs]
+
+    monkeypatch.setattr(module.ray, "get", get)
+    monkeypatch.setattr(module.nodes, "lost", lambda refs: [ref in lost for ref in refs])
+    return lost
+
+
+def test_an_update_is_sent_once_with_its_leaves_in_order(rollout):
+    taken = []
+    plan = Update(4, 2, rollout, SELECTED, 0, lambda receipt, results: taken.append(results))
+    assert plan.next_call(slot("sampler")) is None
+    call = plan.next_call(slot("learner"))
+    refs = ["leaf 0 1", "leaf 0 2", "leaf 1 5"]
+    assert call.args == (4, 2, [(p, a, r) for (p, a, _), r in zip(SELECTED, refs, strict=True)], 0)
+    assert plan.next_call(slot("learner")) is None
+    plan.done(call, slot("learner"), Receipt("learner", "", 5, 0.0), ["lora", "optimizer"])
+    assert plan.finished and taken == [["value of lora", "value of optimizer"]]
+
+
+def test_lost_leaves_are_made_again_before_the_update_is(rollout, objects):
+    plan = Update(4, 2, rollout, SELECTED, 0, lambda *_: None)
+    call = plan.next_call(slot("learner"))
+    objects.add("leaf 1 5")
+    plan.lost(call)
+    assert not rollout.finished and plan.next_call(slot("learner")) is None
+    again = rollout.next_call(slot("sampler"))
+    assert again.method == "denoise_branches" and again.unit.index == 1 and again.leaves == (4, 6)
+    rollout.done(again, slot("sampler"), Receipt("sampler", "", 0, 0.1), ["p", "new 4", "new 5"])
+    refs = [ref for _, _, ref in plan.next_call(slot("learner")).args[2]]
+    assert refs == ["leaf 0 1", "leaf 0 2", "new 5"]
+
+
+def test_an_answer_that_is_lost_on_the_way_is_asked_for_again(objects):
+    plan = LearnerCall("state", (), "reading")
+    call = plan.next_call(slot("learner"))
+    objects.add("lora")
+    with pytest.raises(ray.exceptions.ObjectLostError):
+        plan.done(call, slot("learner"), Receipt("learner", "", 0, 0.0), ["lora", "optimizer"])
+    assert not plan.finished
+    plan.lost(call)
+    assert plan.next_call(slot("learner")) is not None
