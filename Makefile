@@ -7,7 +7,7 @@ TESTED := $(VENV)/.ready-for-tests
 ARGS ?=
 PORT ?= 5000
 
-.PHONY: demo test test-fast style quality ui env seeds
+.PHONY: demo test test-fast chaos style quality ui env seeds
 
 demo: $(READY)  ## train the embedded model and show it
 	$(PY) -m b2ray.run --config configs/quickstart.yaml $(ARGS)
@@ -17,6 +17,9 @@ test: $(TESTED)  ## all tests
 
 test-fast: $(TESTED)  ## the tests that take seconds
 	$(PY) -m pytest -m "not slow" $(ARGS)
+
+chaos: $(TESTED)  ## break the fleet in every way, and write the table in docs/reliability.md
+	B2RAY_CHAOS_TABLE=docs/reliability.md $(PY) -m pytest tests/chaos $(ARGS)
 
 seeds: $(READY)  ## three seeds of the demo, as the table in the README
 	$(PY) benchmarks/demo_seeds.py $(ARGS)

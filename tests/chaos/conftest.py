@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+MARKS = ("<!-- chaos -->", "<!-- /chaos -->")
+
+
 @dataclass(frozen=True)
 class Row:
     """A line of the table in docs/reliability.md."""
@@ -54,12 +57,19 @@ def raylets() -> Iterator[Raylets]:
 
 @pytest.fixture(scope="package")
 def rows() -> Iterator[list[Row]]:
-    """The table; B2RAY_CHAOS_TABLE names a file that keeps it."""
+    """The table. B2RAY_CHAOS_TABLE names a document whose part between the marks it becomes."""
     found: list[Row] = []
     yield found
-    file = os.environ.get("B2RAY_CHAOS_TABLE")
-    if file:
-        Path(file).write_text(json.dumps([asdict(row) for row in found], indent=2) + "\n")
+    if file := os.environ.get("B2RAY_CHAOS_TABLE"):
+        text = Path(file).read_text(encoding="utf-8")
+        before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
+        lines = ["| fault | what happened | seconds to recover | bytes equal |", "|" + "---|" * 4]
+        for row in found:
+            seconds = "–" if row.seconds is None else f"{row.seconds:.1f}"
+            equal = "yes" if row.equal else "**no**"
+            lines.append(f"| {row.fault} | {row.happened} | {seconds} | {equal} |")
+        table = "\n".join(lines)
+        Path(file).write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}", encoding="utf-8")
 
 
 class Ward(Runner):

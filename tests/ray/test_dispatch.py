@@ -1,0 +1,240 @@
+"""The dispatcher on Ray, with actors that do what they should not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from b2ray.actors.worker import Receipt, Worker, guarded
+from b2ray.config import Fleet
+from b2ray.errors import ConfigError, Stopped, WorkerError
+from b2ray.fleet.capacity import Need
+from b2ray.fleet.dispatch import Dispatcher
+from b2ray.fleet.plans import Ready
+from b2ray.fleet.roster import Event, Roster
+from b2ray.fleet.session import StopFlag
+from b2ray.fleet.slots import Call, Role, Slot, SlotState, Weights
+from b2ray.fleet.teams import team_maker
+from tests.runner import Cluster
+
+
+class Odd(Worker):
+    """Works, unless told otherwise."""
+
+    role = "odd"
+
+    @guarded("loading")
+    def load(self, rank: int = 0) -> Receipt:
+        self.rank = rank
+        return self.receipt(time.perf_counter())
+
+    @guarded("binding")
+    def bind(self, version: int, digest: str) -> Receipt:
+        self.version = version
+        return self.receipt(time.perf_counter(), digest=digest)
+
+    @guarded("working")
+    def work(self, how: str, note: str = "") -> Receipt:
+        if how == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "die once" and not Path(note).exists():
+            Path(note).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "rank 1 dies once":
+            if self.rank == 1 and not Path(note).exists():
+                Path(note).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.rank == 0 and not Path(note).exists():
+                raise ConnectionError("a peer closed the connection")
+        if how == "raise":
+            raise ZeroDivisionError("a bug")
+        if how == "refuse":
+            raise ConfigError("sampling.steps is 3: use 4")
+        if how == "hang":
+            time.sleep(60)
+        if how == "different ranks":
+            return self.receipt(time.perf_counter(), digest=f"digest {self.rank}")
+        return self.receipt(time.perf_counter(), pid=os.getpid())
+
+
+class Once:
+    """A plan of one call."""
+
+    def __init__(self, *args: str) -> None:
+        self.args, self.sent, self.receipt, self.remade = args, False, None, 0
+
+    @property
+    def finished(self) -> bool:
+        return self.receipt is not None
+
+    def next_call(self, slot: Slot) -> Call | None:
+        if self.sent:
+            return None
+        self.sent = True
+        return Call("odd", "work", self.args, 1, "working")
+
+    def done(self, call: Call, slot: Slot, receipt: Receipt, results: Sequence[Any]) -> None:
+        self.receipt = receipt
+
+    def lost(self, call: Call) -> None:
+        self.remade += 1
+
+
+@pytest.fixture
+def dispatcher(cluster: Cluster):
+    """Makes a dispatcher with a role of odd actors; ends them after the test."""
+    made: list[Roster] = []
+
+    def make(
+        least: int = 1, most: int = 1, ranks: int = 1, sync: str | None = None, **fleet: Any
+    ) -> Dispatcher:
+        cpus = fleet.pop("cpus", 0.1)
+        need = Need("odd", "fleet.odd", least, most, cpus, 0.0, {}, together=ranks)
+        role = Role(
+            "odd",
+            least,
+            fleet.pop("sizes", lambda rooms: most),
+            team_maker(Odd, need),
+            lambda places: [(rank,) for rank in range(len(places))],
+            sync,
+            str(need),
+        )
+        patience = Fleet(**{"stall_timeout": 60.0, "retries": 2, **fleet})
+        made.append(Roster([role], patience))
+        return Dispatcher(made[-1], StopFlag(), patience.stall_timeout)
+
+    yield make
+    for roster in made:
+        roster.close()
+
+
+def test_a_bug_ends_the_run_with_its_place_and_trace(dispatcher):
+    with pytest.raises(WorkerError) as caught:
+        dispatcher().run(Once("raise"))
+    assert "odd 0 on " in str(caught.value) and "(pid " in caught.value.where
+    assert "ZeroDivisionError: a bug" in caught.value.cause
+    assert "raise ZeroDivisionError" in caught.value.details
+
+
+def test_a_configuration_that_an_actor_refuses_is_one(dispatcher):
+    with pytest.raises(ConfigError, match="sampling.steps is 3"):
+        dispatcher().run(Once("refuse"))
+
+
+def test_a_killed_actor_is_replaced_and_its_call_done_again(dispatcher, tmp_path):
+    found, events = dispatcher(), []
+    found.roster.tell = events.append
+    found.run(Ready(found.roster))
+    first = found.roster.slots[0].places[0].pid
+    plan = Once("die once", str(tmp_path / "note"))
+    found.run(plan)
+    assert plan.receipt.values["pid"] != first
+    assert [e.what for e in events] == ["ready", "died", "ready"]
+    died, back = events[1:]
+    assert died.doing == "working" and f"pid {first}" in died.where and back.seconds > 0
+    assert found.roster.replaced == {"odd": 1}
+
+
+def test_one_that_always_dies_ends_the_run_with_the_first_cause_and_the_log(dispatcher):
+    with pytest.raises(WorkerError) as caught:
+        dispatcher(retries=1).run(Once("die"))
+    words = str(caught.value)
+    assert "failed while working: ActorDiedError" in words
+    assert "the first of 2" in words and "log: /" in words
+
+
+def test_the_death_of_a_rank_replaces_all_and_is_the_cause(dispatcher, tmp_path):
+    """The other rank's own complaint, that a peer is gone, comes first and is not the cause."""
+    found, events = dispatcher(ranks=2), []
+    found.roster.tell = events.append
+    found.run(Ready(found.roster))
+    before = {p.pid for p in found.roster.slots[0].places}
+    plan = Once("rank 1 dies once", str(tmp_path / "note"))
+    found.run(plan)
+    assert before.isdisjoint({p.pid for p in found.roster.slots[0].places})
+    died = next(e for e in events if e.what == "died")
+    assert "ActorDiedError" in died.cause
+
+
+def test_ranks_that_end_with_different_weights_end_the_run(dispatcher):
+    with pytest.raises(WorkerError, match="digests digest 0, digest 1"):
+        dispatcher(ranks=2).run(Once("different ranks"))
+
+
+def test_other_weights_than_the_learners_end_the_run(dispatcher):
+    found = dispatcher(sync="bind")
+    found.roster.weights["odd"] = Weights(3, "the learner's", "what arrived", None)
+    with pytest.raises(WorkerError, match="digest what arrived, the learner's are the learner's"):
+        found.run(Ready(found.roster))
+
+
+def test_one_that_joins_late_is_brought_to_the_current_version(dispatcher):
+    size = [1]
+    found = dispatcher(least=1, most=2, sync="bind", sizes=lambda rooms: size[0])
+    found.roster.weights["odd"] = Weights(0, "a", "a", None)
+    found.run(Ready(found.roster))
+    found.roster.weights["odd"] = Weights(1, "b", "b", None)
+    size[0] = 2
+    found.roster._looked = 0.0
+    found.run(Ready(found.roster, patience=30))
+    assert [s.version for s in found.roster.slots] == [1, 1]
+    assert [s.state for s in found.roster.slots] == [SlotState.READY] * 2
+
+
+def test_those_without_room_are_taken_back_when_their_node_will_not_come(dispatcher):
+    size = [20]
+    found = dispatcher(least=1, cpus=1.0, sizes=lambda rooms: size[0])
+    found.run(Once("work"))
+    states = [s.state for s in found.roster.slots]
+    assert len(states) == 20 and SlotState.STARTING in states
+    size[0] = 1
+    found.roster._looked = 0.0
+    found.run(Once("work"))
+    assert len(found.roster.slots) < 20
+    assert SlotState.STARTING not in [s.state for s in found.roster.slots]
+
+
+def test_no_room_for_one_that_is_needed_is_said_with_what_it_asks(dispatcher):
+    found = dispatcher(cpus=1000.0, start_timeout=2.0)
+    with pytest.raises(WorkerError, match=r"asks for 1000 CPU and 0 GPU \(nodes: .* 8 CPU"):
+        found.run(Once("work"))
+
+
+def test_nothing_finishing_ends_the_run_with_what_was_in_flight(dispatcher):
+    found = dispatcher(stall_timeout=3.0)
+    found.run(Ready(found.roster))
+    with pytest.raises(WorkerError, match=r"stall_timeout = 3 s; in flight: odd 0 working"):
+        found.run(Once("hang"))
+
+
+def test_a_signal_stops_it(dispatcher):
+    found = dispatcher()
+    found.run(Ready(found.roster))
+    found.stop.signal = "SIGTERM"
+    with pytest.raises(Stopped):
+        found.run(Once("hang"))
+
+
+def test_a_node_that_goes_is_left_after_the_call(dispatcher, monkeypatch):
+    """Its actors finish, take nothing new and start elsewhere (here: on the only node, again)."""
+    found, events = dispatcher(), []
+    found.roster.tell = events.append
+    found.run(Ready(found.roster))
+    place = found.roster.slots[0].places[0]
+    from b2ray.fleet import roster
+
+    monkeypatch.setattr(roster.nodes, "draining", lambda: {place.node})
+    found.roster._looked = 0.0
+    plan = Once("work")
+    found.roster.look()
+    monkeypatch.undo()
+    found.run(plan)
+    assert plan.receipt.values["pid"] != place.pid
+    assert [e.what for e in events] == ["ready", "drains", "left", "ready"]
+    assert isinstance(events[0], Event)

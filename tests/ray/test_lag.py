@@ -1,0 +1,42 @@
+"""Sampling that lags a stage behind: the same bytes whatever happens, and the lag on record."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+
+from tests.runner import Runner, when
+
+LAG = {"learner__max_lag": 1, "curriculum__stages": 4, "fleet__samplers__max": 1}
+
+
+@pytest.fixture(scope="module")
+def lagging(runner: Runner) -> str:
+    assert runner.here("lagging", **LAG) == 0
+    return "lagging"
+
+
+def test_the_first_stage_does_not_lag_and_the_others_do(runner: Runner, lagging: str) -> None:
+    lines = (runner.runs / lagging / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["fleet/lag"] for line in lines[1:]] == [0, 1, 1, 1]
+
+
+def test_it_samples_from_other_weights_than_a_run_that_does_not_lag(
+    runner: Runner, lagging: str
+) -> None:
+    assert runner.here("prompt", **{**LAG, "learner__max_lag": 0}) == 0
+    assert runner.lora("prompt") != runner.lora(lagging)
+
+
+def test_killed_between_two_stages_it_resumes_to_the_same_bytes(
+    runner: Runner, lagging: str
+) -> None:
+    """The next stage is sampled from the version before the committed one."""
+    process = runner.process("lag_killed", **LAG)
+    when(lambda: runner.lines("lag_killed") >= 3)
+    process.send_signal(signal.SIGKILL)
+    process.wait(30)
+    assert runner.here("lag_killed", "--resume", **LAG) == 0
+    assert runner.lora("lag_killed") == runner.lora(lagging)
