@@ -33,6 +33,10 @@ class WorkerError(Exception):
         return f"{self.role} on {self.where} failed while {self.doing}: {self.cause}"
 
 
+class RankLost(Exception):
+    """Another rank of the learner is gone or late: the first cause is with that one."""
+
+
 class StageLost(Exception):
     """Results of a stage vanished with their node: the stage is done again from its seeds."""
 
