@@ -14,10 +14,10 @@ from b2ray.errors import RankLost
 from b2ray.objectives.ranks import Ranks
 from tests.processes import free_port, on_ranks
 
-SOON = 3.0  # seconds, the time-out where one is to be met
+SOON = 4.0  # seconds, the time-out where one is to be met
 
 
-def sums(ranks: Ranks) -> tuple[list[torch.Tensor], float, float, float]:
+def sums(ranks: Ranks) -> tuple[list[tuple[torch.dtype, list]], float, float, float]:
     mine = 1.0 + ranks.rank
     tensors = [
         torch.full((2, 3), mine),
@@ -28,17 +28,21 @@ def sums(ranks: Ranks) -> tuple[list[torch.Tensor], float, float, float]:
     ranks.sum(tensors)
     largest = ranks.largest(torch.tensor(-mine))
     broken = ranks.largest(torch.tensor(float("nan") if ranks.rank else 0.0))
-    return tensors, ranks.mean([mine] * ranks.rank), float(largest), float(broken)
+    found = [(t.dtype, t.tolist()) for t in tensors]
+    return found, ranks.mean([mine] * ranks.rank), float(largest), float(broken)
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_sums_are_in_place_over_any_shapes_and_kinds(world):
     total = float(sum(range(1, world + 1)))
     weighted = sum((r + 1.0) * r for r in range(world)) / sum(range(world))
-    for tensors, mean, largest, broken in on_ranks(world, sums):
-        expected = [torch.full((2, 3), total), torch.tensor(10 * total, dtype=torch.float64)]
-        expected += [torch.full((5,), total / 2, dtype=torch.float16), torch.full((2, 4), total)]
-        assert all(torch.equal(a, b) for a, b in zip(tensors, expected, strict=True))
+    for found, mean, largest, broken in on_ranks(world, sums):
+        assert found == [
+            (torch.float32, [[total] * 3] * 2),
+            (torch.float64, 10 * total),
+            (torch.float16, [0.5 * total] * 5),
+            (torch.float32, [[total] * 4] * 2),
+        ]
         assert mean == pytest.approx(weighted)
         assert largest == -1
         assert broken != broken
@@ -96,13 +100,14 @@ def left(ranks: Ranks) -> str:
 
 def slow(ranks: Ranks) -> str:
     if ranks.rank == 1:
-        time.sleep(3 * SOON)
+        time.sleep(1.5 * SOON)
     ranks.sum([torch.ones(3)])
     return "summed"
 
 
-@pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("fault", [killed, failed, left, slow])
+@pytest.mark.parametrize(
+    ("fault", "world"), [(killed, 2), (killed, 3), (failed, 3), (left, 3), (slow, 2)]
+)
 def test_the_others_fail_in_time(fault, world):
     ends = on_ranks(world, fault, timeout=SOON if fault is slow else 60.0)
     assert all(isinstance(end, RankLost) for j, end in enumerate(ends) if j != 1)
