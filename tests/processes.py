@@ -13,7 +13,7 @@ import torch
 
 from b2ray.objectives.ranks import Ranks
 
-HANG = 120.0  # seconds after which ranks that have not ended are called hung
+HANG = 240.0  # seconds after which ranks that have not ended are called hung
 
 
 def on_ranks(
