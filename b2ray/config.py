@@ -198,6 +198,9 @@ class Learner(Section):
     stage's sampling overlap the update."""
     threads: Positive = 1
     """torch threads of the learner on a CPU; sums over more threads round differently."""
+    ranks: Positive = 1
+    """Processes that share every optimizer step's trajectories and add up their gradients; sums
+    over more ranks round differently."""
 
 
 class Workers(Section):
@@ -378,6 +381,7 @@ class Config(BaseSettings):
             self._interval_problem(),
             self._signal_problem(),
             self._selection_problem(),
+            self._learner_problem(),
             self._name_problem(),
         ):
             if problem:
@@ -424,6 +428,15 @@ class Config(BaseSettings):
             return (
                 f"selection.worst_below ({worst}) is above selection.best_above ({best}): "
                 "the thresholds overlap; make worst_below the smaller one"
+            )
+        return None
+
+    def _learner_problem(self) -> str | None:
+        if self.learner.max_lag and self.learner.recompute_log_probs:
+            return (
+                f"learner.max_lag is {self.learner.max_lag} and learner.recompute_log_probs is "
+                "true: recomputing would take the learner's weights for the older ones that "
+                "sampled; set learner.recompute_log_probs=false, or learner.max_lag=0"
             )
         return None
 

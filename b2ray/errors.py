@@ -33,5 +33,9 @@ class WorkerError(Exception):
         return f"{self.role} on {self.where} failed while {self.doing}: {self.cause}"
 
 
+class RankLost(Exception):
+    """Another rank of the learner is gone or late: the first cause is with that one."""
+
+
 class Stopped(Exception):
     """A signal asked the run to stop; the last committed stage stands."""

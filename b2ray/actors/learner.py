@@ -14,35 +14,56 @@ from b2ray.config import Config
 from b2ray.diffusion.lora_file import State, digest
 from b2ray.diffusion.trajectory import Selected, Trajectory
 
+Result = tuple[Receipt, dict[str, Any] | None, dict[str, Any] | None]
+
 
 class Learner(Worker):
-    """The policy that is trained. A call leaves it one version on, or it is to be restored."""
+    """The policy that is trained, or one rank of it, with the same weights as the others.
+
+    All ranks get the same calls in the same order. An update leaves each one version on, or all
+    are to be replaced and restored.
+    """
 
     role = "learner"
 
     @guarded("loading the model")
-    def load(self, config: Config, prompts: Sequence[str]) -> Receipt:
-        """Load the model, add a fresh LoRA (version 0), and encode the prompts."""
+    def load(
+        self, config: Config, prompts: Sequence[str], rank: int = 0, address: str = ""
+    ) -> Receipt:
+        """Meet the other ranks, load the model, add a fresh LoRA (version 0), encode the prompts.
+
+        Args:
+            config: `learner.ranks` says how many ranks there are.
+            prompts: all that trajectories can have.
+            rank: which of them this is.
+            address: "host:port" of rank 0; empty for a single rank.
+        """
         # Heavy, and the driver imports this module.
         from b2ray.diffusion.policy import Policy
+        from b2ray.objectives.ranks import Ranks
         from b2ray.objectives.update import Updater
 
-        began = time.perf_counter()
-        self.policy = Policy(config, device(config.learner.threads), decoder=False)
+        began, place = time.perf_counter(), device(config.learner.threads)
+        self.ranks = Ranks(
+            rank,
+            config.learner.ranks,
+            address,
+            config.fleet.stall_timeout,
+            # NCCL refuses ranks that share a GPU.
+            place if config.fleet.learner.gpus >= 1 else None,
+        )
+        self.policy = Policy(config, place, decoder=False)
         self.policy.prepare(prompts)
-        self.updater = Updater(self.policy, config)
+        self.updater = Updater(self.policy, config, self.ranks)
         self.version = 0
         count = sum(p.numel() for p in self.updater.parameters.values())
         elements = math.prod(self.policy.latent_shape)
         return self.receipt(began, parameters=count, elements=elements)
 
     @guarded("reading its weights")
-    def state(self) -> tuple[Receipt, dict[str, Any], dict[str, Any]]:
-        """A receipt with the digest, the LoRA, and the optimizer's state."""
-        began = time.perf_counter()
-        weights = self.policy.lora_state()
-        receipt = self.receipt(began, digest=digest(weights))
-        return receipt, weights, self.updater.optimizer_state()
+    def state(self) -> Result:
+        """A receipt with the digest, the LoRA, and the optimizer's state; both from rank 0 only."""
+        return self._result(time.perf_counter())
 
     @guarded("restoring a committed stage")
     def restore(self, version: int, weights: State, optimizer: State) -> Receipt:
@@ -59,8 +80,10 @@ class Learner(Worker):
         interval: int,
         selected: Sequence[tuple[str, float, Any]],
         max_lag: int,
-    ) -> tuple[Receipt, dict[str, Any], dict[str, Any]]:
+    ) -> Result:
         """Train one stage; returns what `state` returns, with the update's figures.
+
+        The figures are those of all ranks; the receipt's UNet evaluations are this rank's.
 
         Args:
             stage: keys the order of the trajectories.
@@ -71,17 +94,12 @@ class Learner(Worker):
         began, evals = time.perf_counter(), self.policy.unet_evals
         lags: list[int] = []
         items = [self._selected(entry, max_lag, lags) for entry in selected]
-        figures = self.updater.update(stage, interval, items)
-        figures["fleet/lag"] = float(sum(lags) / max(1, len(lags)))
-        self.version += 1
-        weights = self.policy.lora_state()
-        receipt = self.receipt(
-            began,
-            self.policy.unet_evals - evals,
-            digest=digest(weights),
-            figures=figures,
+        figures = self.updater.update(
+            stage, interval, items, fresh=lambda: self.ranks.mean(lags) == 0
         )
-        return receipt, weights, self.updater.optimizer_state()
+        figures["fleet/lag"] = self.ranks.mean(lags)
+        self.version += 1
+        return self._result(began, self.policy.unet_evals - evals, figures=figures)
 
     @guarded("rehearsing an update")
     def rehearse(self, interval: int, selected: Sequence[tuple[str, float, Any]]) -> Receipt:
@@ -90,6 +108,14 @@ class Learner(Worker):
         items = [self._selected(entry, 0, []) for entry in selected]
         drift = self.updater.rehearse(interval, items)
         return self.receipt(began, self.policy.unet_evals - evals, drift=drift)
+
+    def _result(self, began: float, unet_evals: int = 0, **values: Any) -> Result:
+        weights = self.policy.lora_state()
+        receipt = self.receipt(began, unet_evals, digest=digest(weights), **values)
+        # The digests prove that the other ranks' are equal.
+        if self.ranks.rank:
+            return receipt, None, None
+        return receipt, weights, self.updater.optimizer_state()
 
     def _selected(self, entry: tuple[str, float, Any], max_lag: int, lags: list[int]) -> Selected:
         """A (prompt, advantage, ref) whose trajectory is fetched when needed, its lag noted."""

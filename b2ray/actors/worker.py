@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import ray
+from ray.exceptions import ObjectLostError
 
-from b2ray.errors import ConfigError, WorkerError
+from b2ray.errors import ConfigError, RankLost, WorkerError
 
 if TYPE_CHECKING:
     import torch
+
+# What the driver knows a remedy for, or says in its own words.
+UNCHANGED = (WorkerError, ConfigError, RankLost, ObjectLostError)
 
 
 @dataclass(frozen=True)
@@ -107,14 +111,17 @@ def _gpu_id() -> str:
 
 
 def guarded(doing: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Turn any exception of an actor's method into a `WorkerError` that crosses processes."""
+    """Turn an exception of an actor's method into a `WorkerError` that crosses processes.
+
+    Those in `UNCHANGED` cross as they are: lost objects are made again, lost ranks replaced.
+    """
 
     def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             try:
                 return method(self, *args, **kwargs)
-            except (WorkerError, ConfigError):
+            except UNCHANGED:
                 raise
             except Exception as error:
                 cause = f"{type(error).__name__}: {error}"

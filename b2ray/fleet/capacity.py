@@ -55,7 +55,9 @@ def needs(config: Config) -> list[Need]:
     learner, samplers, shared = fleet.learner, fleet.samplers, fleet.scorers
     most = None if samplers.max == "auto" else samplers.max
     found = [
-        Need("learner", "fleet.learner", 1, 1, learner.cpus, learner.gpus, {}),
+        Need(
+            "learner", "fleet.learner", 1, 1, learner.cpus, learner.gpus, {}, config.learner.ranks
+        ),
         Need("sampler", "fleet.samplers", samplers.min, most, samplers.cpus, samplers.gpus, {}),
     ]
     if SCORER in scorers(config):

@@ -24,7 +24,7 @@ from ray.exceptions import (
 )
 
 from b2ray.actors.worker import Receipt
-from b2ray.errors import ConfigError, Stopped, WorkerError
+from b2ray.errors import ConfigError, RankLost, Stopped, WorkerError
 from b2ray.fleet.budgets import Failure
 from b2ray.fleet.roster import Roster
 from b2ray.fleet.session import StopFlag
@@ -226,27 +226,24 @@ class Dispatcher:
     def _cause(self, flight: Flight, ref: Any, error: Exception) -> Exception:
         """What ended a flight, which is over then for all members.
 
-        When one rank dies the others fail with an error of the network; the death is the cause.
+        When one rank dies or raises, the others soon say that they have lost it. The cause is a
+        death if there is one, else what is no such complaint.
         """
         others = [r for r in flight.waiting if r in self._flights]
         for other in others:
             del self._flights[other]
-        if isinstance(error, RayActorError) or not others:
-            return error
-        done, _ = ray.wait(others, num_returns=len(others), timeout=PEERS, fetch_local=False)
-        for other in done:
-            try:
-                ray.get(other)
-            except RayActorError as death:
-                return death
-            except Exception:
-                continue
-        return error
+        found = [error]
+        if others and not isinstance(error, RayActorError):
+            done, _ = ray.wait(others, num_returns=len(others), timeout=PEERS, fetch_local=False)
+            found += [e for e in map(_error, done) if e is not None]
+        return min(
+            found, key=lambda e: (not isinstance(e, RayActorError), isinstance(_inner(e), RankLost))
+        )
 
     def _fail(self, flight: Flight, error: Exception) -> None:
         slot, call = flight.slot, flight.call
         slot.busy = False
-        cause = error.cause if isinstance(error, RayTaskError) else error
+        cause = _inner(error)
         failure = Failure(str(slot), slot.where, call.doing, _first_line(cause), slot.log)
         if isinstance(error, RuntimeEnvSetupError):
             raise ConfigError(
@@ -263,10 +260,14 @@ class Dispatcher:
             # A learner may have lost its data half-way through an update: it starts from the
             # weights before it.
             slot.version = -1
+            if slot.team is not None and len(slot.team.members) > 1:
+                self.roster.died(slot, failure, preempted=False)  # other ranks wait for this one
             self.roster.budgets.again(call, failure)
             flight.plan.lost(call)
-        elif isinstance(cause, RETRIED):
+        elif isinstance(cause, (*RETRIED, RankLost)):
             self.roster.died(slot, failure, preempted=False)
+            if flight.plan is not None:
+                self._again.appendleft((flight.plan, call))
         else:
             raise _reason(slot, call, error) from error
 
@@ -299,12 +300,26 @@ class Dispatcher:
 
 def _reason(slot: Slot, call: Call, error: Exception) -> Exception:
     """The worker's own words for why it failed."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
+    cause = _inner(error)
     if isinstance(cause, ConfigError):
         return ConfigError(str(cause))
     if isinstance(cause, WorkerError):
         return WorkerError(str(slot), slot.where, cause.doing, cause.cause, cause.details)
     return WorkerError(str(slot), slot.where, call.doing, _first_line(error), str(error))
+
+
+def _inner(error: Exception) -> Exception:
+    """What a worker raised, out of what Ray wraps it in."""
+    cause = error.cause if isinstance(error, RayTaskError) else None
+    return cause if isinstance(cause, Exception) else error
+
+
+def _error(ref: Any) -> Exception | None:
+    try:
+        ray.get(ref)
+    except Exception as error:
+        return error
+    return None
 
 
 def _first_line(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,6 +17,7 @@ from b2ray.diffusion.noise import Domain, generator
 from b2ray.diffusion.policy import Policy
 from b2ray.diffusion.trajectory import Selected, Trajectory, from_wire
 from b2ray.objectives import OBJECTIVES
+from b2ray.objectives.ranks import Ranks
 
 MAX_SKIPPED = 3  # updates in a row with a gradient that is not finite, before giving up
 
@@ -46,10 +47,14 @@ class _Pairs:
 
 
 class Updater:
-    """The policy, its optimizer, and how a stage changes them."""
+    """The policy, its optimizer, and how a stage changes them.
 
-    def __init__(self, policy: Policy, config: Config) -> None:
-        self.policy, self.config = policy, config
+    With several ranks each fetches and computes its share of every batch; sums over the ranks make
+    gradients, figures and refusals the same everywhere, so that all take the same steps.
+    """
+
+    def __init__(self, policy: Policy, config: Config, ranks: Ranks | None = None) -> None:
+        self.policy, self.config, self.ranks = policy, config, ranks or Ranks()
         self.objective = OBJECTIVES[config.objective.kind]
         elements = math.prod(policy.latent_shape)
         self.clip = config.objective.clip_nats / elements
@@ -64,20 +69,35 @@ class Updater:
         )
         self.skipped_in_a_row = 0
 
-    def update(self, stage: int, interval: int, selected: Sequence[Selected]) -> dict[str, float]:
+    def update(
+        self,
+        stage: int,
+        interval: int,
+        selected: Sequence[Selected],
+        fresh: Callable[[], bool] = lambda: True,
+    ) -> dict[str, float]:
         """Train on a stage's selection, in place; returns the figures of the update.
 
         Every pass visits every trajectory once, in an order keyed by (seed, stage, pass), in
         batches of nearly equal size, so that none is left over.
 
+        Args:
+            stage: keys the order, and sets the learning rate.
+            interval: n.
+            selected: the same on every rank.
+            fresh: asked on every rank when the first batch has been fetched: whether these very
+                weights sampled all of it. If not, its drift is measured, but never refused.
+
         Raises:
             ValueError: if the stored densities do not fit the policy, or gradients stay
                 non-finite.
+            RankLost: if another rank fails.
         """
-        meter = _Meter(self.policy.schedule.steps)
+        meter = _Meter(self.policy.schedule.steps, self.ranks)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, stage)
-        if not self._trained_steps(interval):
+        steps = len(self._trained_steps(interval))
+        if not steps:
             return meter.figures()
         if self.config.learner.recompute_log_probs:
             selected = self._rescored(interval, selected)
@@ -88,8 +108,9 @@ class Updater:
                 len(selected)
             )
             for batch in np.array_split(order, parts) if parts else ():
-                pairs = self._pairs(interval, [selected[j] for j in sorted(batch)])
-                self._optimizer_step(pairs, meter, check_drift=first)
+                mine = self.ranks.share([selected[j] for j in sorted(batch)])
+                micros = self._microbatches(interval, mine)
+                self._optimizer_step(micros, steps * len(batch), meter, fresh if first else None)
                 first = False
         return meter.figures()
 
@@ -98,22 +119,31 @@ class Updater:
 
         One microbatch also goes backward, so that the memory of an update has been seen.
         """
-        pairs = self._pairs(interval, selected)
-        drift: dict[int, list[torch.Tensor]] = {}
+        micros = list(self._microbatches(interval, self.ranks.share(selected)))
+        drift, count = torch.zeros(2, self.policy.schedule.steps)
         with torch.no_grad():
-            for micro in pairs.slices(self.config.learner.microbatch):
+            for micro in micros:
                 found = self.policy.log_prob(micro.step, micro.x, micro.following, micro.prompts)
                 off = ((found - micro.old).exp() - 1).abs()
-                for step in micro.step.unique().tolist():
-                    drift.setdefault(step, []).append(off[micro.step == step])
-        micro = next(pairs.slices(self.config.learner.microbatch))
-        self.policy.log_prob(micro.step, micro.x, micro.following, micro.prompts).sum().backward()
+                drift.index_add_(0, micro.step.cpu(), off.cpu())
+                count.index_add_(0, micro.step.cpu(), torch.ones(len(off)))
+        for micro in micros[:1]:
+            found = self.policy.log_prob(micro.step, micro.x, micro.following, micro.prompts)
+            found.sum().backward()
         self.optimizer.zero_grad(set_to_none=True)
-        return {step: float(torch.cat(parts).mean()) for step, parts in sorted(drift.items())}
+        self.ranks.sum([drift, count])
+        return {
+            step: float(drift[step] / count[step]) for step in count.nonzero().flatten().tolist()
+        }
 
     def _trained_steps(self, interval: int) -> list[int]:
         """The interval's steps whose density is wide enough, counted from the fork."""
         return [j for j, wide in enumerate(self.policy.schedule.trainable[-interval:]) if wide]
+
+    def _microbatches(self, interval: int, batch: Sequence[Selected]) -> Iterator[_Pairs]:
+        """The pairs of a batch; none of an empty one."""
+        if batch:
+            yield from self._pairs(interval, batch).slices(self.config.learner.microbatch)
 
     def _pairs(self, interval: int, batch: Sequence[Selected]) -> _Pairs:
         """The batch's trainable steps, ordered by step, then by trajectory."""
@@ -136,24 +166,36 @@ class Updater:
     @torch.no_grad()
     def _rescored(self, interval: int, selected: Sequence[Selected]) -> list[Selected]:
         """The selection with densities of the weights as they are, at the learner's batch shape."""
-        size, again = self.config.learner.batch, []
+        size, steps = self.config.learner.batch, self._trained_steps(interval)
+        rows = torch.zeros(len(selected), len(steps))
         for low in range(0, len(selected), size):
-            batch = selected[low : low + size]
-            pairs = self._pairs(interval, batch)
+            mine = self.ranks.share(range(low, min(low + size, len(selected))))
             found = [
                 self.policy.log_prob(m.step, m.x, m.following, m.prompts)
-                for m in pairs.slices(self.config.learner.microbatch)
+                for m in self._microbatches(interval, [selected[j] for j in mine])
             ]
-            rows = torch.cat(found).reshape(-1, len(batch)).T.cpu().numpy()
-            again += [
-                replace(s, fetch=partial(_scored, s.fetch, self._trained_steps(interval), row))
-                for s, row in zip(batch, rows, strict=True)
-            ]
-        return again
+            if found:
+                rows[list(mine)] = torch.cat(found).reshape(-1, len(mine)).T.cpu()
+        # Every row has one rank's values and the others' zeros.
+        self.ranks.sum([rows])
+        return [
+            replace(s, fetch=partial(_scored, s.fetch, steps, row))
+            for s, row in zip(selected, rows.numpy(), strict=True)
+        ]
 
-    def _optimizer_step(self, pairs: _Pairs, meter: _Meter, check_drift: bool) -> None:
+    def _optimizer_step(
+        self,
+        micros: Iterable[_Pairs],
+        count: int,
+        meter: _Meter,
+        fresh: Callable[[], bool] | None,
+    ) -> None:
+        """One step on a batch of `count` pairs, of which `micros` are this rank's.
+
+        `fresh` is given for the first batch, whose drift is measured (see `update`).
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        for micro in pairs.slices(self.config.learner.microbatch):
+        for micro in micros:
             output = self.policy.predict(micro.step, micro.x, micro.prompts)
             output.retain_grad()
             log_prob = self.policy.schedule.log_prob(micro.step, micro.x, output, micro.following)
@@ -163,17 +205,17 @@ class Updater:
                 kl = self._kl(micro, output)
                 loss = loss + self.config.objective.kl_weight * kl
                 meter.add_kl(kl)
-            # The sum over the true count: batches and microbatches of any size weigh the same.
-            (loss.sum() / len(pairs.step) * self.loss_scale).backward()
-            meter.add(micro.step, log_prob.detach() - micro.old, clipped, check_drift)
+            # The sum over the true count: batches, shares and microbatches of any size weigh the
+            # same, and the ranks' gradients add up.
+            (loss.sum() / count * self.loss_scale).backward()
+            meter.add(micro.step, log_prob.detach() - micro.old, clipped, fresh is not None)
             if output.grad is not None:
-                scale = len(pairs.step) / self.loss_scale
-                meter.add_gradient(micro.step, output.grad * scale)
-        if check_drift:
-            self._refuse_drift(meter)
-        for parameter in self.parameters.values():
-            if parameter.grad is not None and self.loss_scale != 1:
-                parameter.grad /= self.loss_scale
+                meter.add_gradient(micro.step, output.grad * (count / self.loss_scale))
+        if fresh is not None:
+            meter.share_drift()
+            if fresh():
+                self._refuse_drift(meter)
+        self._add_up_gradients()
         norm = torch.nn.utils.clip_grad_norm_(
             self.parameters.values(), self.config.learner.max_grad_norm
         )
@@ -188,6 +230,18 @@ class Updater:
                     "or use model.dtype=float32"
                 )
         meter.step(norm)
+
+    def _add_up_gradients(self) -> None:
+        """The batch's gradients on every rank, at their true scale."""
+        if self.ranks.world > 1:  # an empty share left none
+            for parameter in self.parameters.values():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        self.ranks.sum(gradients)
+        if self.loss_scale != 1:
+            for gradient in gradients:
+                gradient /= self.loss_scale
 
     def _kl(self, pairs: _Pairs, output: torch.Tensor) -> torch.Tensor:
         """Divergence of each pair's step from the base model's, with gradients, shape (N,)."""
@@ -252,16 +306,17 @@ def _scored(fetch: Callable[[], Trajectory], steps: list[int], row: np.ndarray) 
 
 
 class _Meter:
-    """Figures of an update, summed on the way."""
+    """Figures of an update, summed on the way; this rank's, until they are shared."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, ranks: Ranks) -> None:
+        self.ranks = ranks
         self.count = torch.zeros(steps)
         self.clipped = torch.zeros(steps)
         self.squared_grad = torch.zeros(steps)
-        self.kl = 0.0
-        self.kl_reference = 0.0
+        self.kl = torch.zeros((), dtype=torch.float64)
+        self.kl_reference = torch.zeros((), dtype=torch.float64)
         self.norms: list[float] = []
-        self.drift: list[torch.Tensor] = []
+        self.drift, self.drift_max = torch.zeros(2), torch.zeros(())
 
     def add(
         self,
@@ -274,13 +329,15 @@ class _Meter:
         self.count.index_add_(0, step, torch.ones(len(step)))
         self.clipped.index_add_(0, step, clipped.float().cpu())
         # John Schulman's unbiased estimate of KL(old || new) with low variance.
-        self.kl += float((log_ratio.exp() - 1 - log_ratio).sum())
+        self.kl += (log_ratio.exp() - 1 - log_ratio).sum()
         if drift:
-            self.drift.append((log_ratio.exp() - 1).abs())
+            off = (log_ratio.exp() - 1).abs()
+            self.drift += torch.tensor([off.sum(), len(off)])
+            self.drift_max = torch.maximum(self.drift_max, off.max())
 
     def add_kl(self, kl: torch.Tensor) -> None:
         """Divergence of each pair from the base model."""
-        self.kl_reference += float(kl.detach().sum())
+        self.kl_reference += kl.detach().sum().cpu()
 
     def add_gradient(self, step: torch.Tensor, gradient: torch.Tensor) -> None:
         """Gradient of each pair's own loss by its guided output, shape (N, C, H, W)."""
@@ -289,24 +346,31 @@ class _Meter:
     def step(self, norm: torch.Tensor) -> None:
         self.norms.append(float(norm))
 
+    def share_drift(self) -> None:
+        """Add up what the ranks have seen of the drift: once, before it is read."""
+        self.ranks.sum([self.drift])
+        self.drift_max = self.ranks.largest(self.drift_max)
+
     @property
     def drift_mean(self) -> float:
-        return float(torch.cat(self.drift).mean())
+        return float(self.drift[0] / self.drift[1])
 
     def figures(self) -> dict[str, float]:
-        """Means over all pairs, and per denoising step."""
+        """Means over all pairs of all ranks, and per denoising step: once, at the end."""
+        self.ranks.sum([self.count, self.clipped, self.squared_grad, self.kl, self.kl_reference])
         total = float(self.count.sum())
         if total == 0:
             return {"policy/updates": 0.0}
         finite = [n for n in self.norms if math.isfinite(n)]
+        reference = {"policy/kl_reference": float(self.kl_reference) / total}
         figures = {
             "policy/updates": float(len(finite)),
             "policy/skipped_updates": float(len(self.norms) - len(finite)),
             "policy/ratio_drift": self.drift_mean,
-            "policy/ratio_drift_max": float(torch.cat(self.drift).max()),
+            "policy/ratio_drift_max": float(self.drift_max),
             "policy/clip_fraction": float(self.clipped.sum()) / total,
-            "policy/approx_kl": self.kl / total,
-            **({"policy/kl_reference": self.kl_reference / total} if self.kl_reference else {}),
+            "policy/approx_kl": float(self.kl) / total,
+            **(reference if self.kl_reference else {}),
             "policy/grad_norm": sum(finite) / max(1, len(finite)),
         }
         for step in self.count.nonzero().flatten().tolist():

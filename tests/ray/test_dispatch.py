@@ -123,7 +123,7 @@ def test_a_bug_ends_the_run_with_its_place_and_trace(dispatcher):
 
 
 def test_a_configuration_that_an_actor_refuses_is_one(dispatcher):
-    with pytest.raises(ConfigError, match="sampling.steps is 3"):
+    with pytest.raises(ConfigError, match="steps is 3"):
         dispatcher().run(Once("refuse"))
 
 

@@ -121,6 +121,12 @@ def test_as_many_whole_groups_as_fit_are_sampled(config):
         ({"name": ""}, ["name is ''"]),
         ({"seed": -1}, ["seed is -1", "greater than or equal to 0"]),
         ({"learner": {"lr": float("nan")}}, ["learner.lr is nan", "finite"]),
+        (
+            {"learner": {"max_lag": 1, "recompute_log_probs": True}},
+            ["learner.max_lag is 1", "learner.recompute_log_probs is true", "max_lag=0"],
+        ),
+        ({"learner": {"max_lag": 2}}, ["learner.max_lag is 2", "less than or equal to 1"]),
+        ({"learner": {"ranks": 0}}, ["learner.ranks is 0", "greater than or equal to 1"]),
         ({"sampling": {"steps": "many"}}, ["sampling.steps is 'many'", "integer"]),
         ({"sampling": 3}, ["sampling is 3"]),
         ({"preset": "grpo"}, ["preset is 'grpo'", "b2_released", "bs_only"]),
@@ -162,6 +168,7 @@ def test_identity_leaves_out_what_does_not_change_the_result(config):
     same = config(name="other", runs="elsewhere", fleet=fleet, tracking={"experiment": "x"})
     assert same.identity() == config().identity()
     assert config(seed=1).identity() != config().identity()
+    assert config(learner={"ranks": 2}).identity() != config().identity()
 
 
 def test_every_field_explains_itself():

@@ -38,6 +38,18 @@ def test_densities_that_are_not_numbers_are_refused(updater, sampled):
         updater().update(0, INTERVAL, shifted(sampled, float("nan")))
 
 
+def test_densities_of_older_weights_are_measured_and_not_refused(updater, sampled, first_weights):
+    learner, fetched = updater(learner__max_ratio_drift=0.1, learner__batch=4), []
+    stale = [
+        replace(s, fetch=lambda s=s: fetched.append(s) or s.fetch()) for s in shifted(sampled, 0.01)
+    ]
+    asked = []
+    figures = learner.update(0, INTERVAL, stale, fresh=lambda: asked.append(len(fetched)) or False)
+    assert figures["policy/ratio_drift"] == pytest.approx(1 - np.exp(-0.01), rel=1e-2)
+    assert weights(learner) != digest(first_weights)
+    assert asked == [4]  # once, when the first batch is there
+
+
 def test_the_samplers_own_densities_are_accepted(updater, selected):
     figures = updater(learner__max_ratio_drift=0.1).update(0, INTERVAL, selected)
     assert figures["policy/ratio_drift"] < 1e-5

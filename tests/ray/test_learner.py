@@ -1,0 +1,124 @@
+"""The learner's actors: ranks that meet, results, lags, and errors that cross as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray.exceptions import ObjectLostError, RayTaskError
+
+from b2ray.actors.learner import Learner
+from b2ray.diffusion.policy import Policy
+from b2ray.diffusion.trajectory import Trajectory
+from b2ray.errors import RankLost, WorkerError
+from tests.models import PROMPTS, config, rollout
+from tests.processes import free_port
+from tests.runner import Cluster
+
+INTERVAL = 2
+ADVANTAGES = [1.0, -0.5, 0.7]
+TIMEOUT = 120.0
+
+
+@pytest.fixture(scope="module")
+def sampled(models: Path) -> list[Trajectory]:
+    """A trajectory of version 0 for each prompt."""
+    return rollout(Policy(config(models), torch.device("cpu")), PROMPTS, INTERVAL)
+
+
+@pytest.fixture
+def learners(cluster: Cluster, models: Path) -> Iterator[Callable[[int], list[Any]]]:
+    """Starts and loads the actors of a learner."""
+    started = []
+
+    def start(world: int) -> list[Any]:
+        settings = config(models, learner__ranks=world)
+        address = f"127.0.0.1:{free_port()}" if world > 1 else ""
+        actors = [ray.remote(num_cpus=0.5)(Learner).remote() for _ in range(world)]
+        started.extend(actors)
+        loads = [a.load.remote(settings, PROMPTS, r, address) for r, a in enumerate(actors)]
+        ray.get(loads, timeout=TIMEOUT)
+        return actors
+
+    yield start
+    for actor in started:
+        ray.kill(actor)
+
+
+def selected(trajectories: list[Trajectory]) -> list[tuple[str, float, Any]]:
+    refs = [ray.put(t) for t in trajectories]
+    return list(zip(PROMPTS, ADVANTAGES, refs, strict=True))
+
+
+def called(actors: list[Any], method: str, *args: Any) -> list[list[Any]]:
+    """The three results of a call of every rank."""
+    calls = [getattr(a, method).options(num_returns=3).remote(*args) for a in actors]
+    return [ray.get(call, timeout=TIMEOUT) for call in calls]
+
+
+def test_ranks_answer_alike_and_only_the_first_sends_arrays(
+    learners: Callable[[int], list[Any]], sampled: list[Trajectory]
+) -> None:
+    two, one = learners(2), learners(1)
+    states = called(two, "state")
+    assert states[0][0].values["digest"] == states[1][0].values["digest"]
+    assert states[0][1] and states[1][1:] == [None, None]
+
+    updates = called(two, "update", 0, INTERVAL, selected(sampled), 0)
+    (single,) = called(one, "update", 0, INTERVAL, selected(sampled), 0)
+    receipts = [u[0] for u in updates]
+    assert [r.version for r in receipts] == [1, 1]
+    assert receipts[0].values["digest"] == receipts[1].values["digest"]
+    assert receipts[0].values["digest"] != states[0][0].values["digest"]
+    assert receipts[0].values["figures"] == receipts[1].values["figures"]
+    assert receipts[0].values["figures"] == pytest.approx(
+        single[0].values["figures"], rel=1e-3, abs=1e-6
+    )
+    assert sum(r.unet_evals for r in receipts) == single[0].unet_evals
+    assert updates[0][1].keys() == single[1].keys() and updates[0][2].keys() == single[2].keys()
+    assert updates[1][1:] == [None, None]
+
+    # One of the three is of the new version. Its densities are those of older weights, and all
+    # is accepted: the ratio corrects what is late.
+    late = [sampled[0], replace(sampled[1], version=1), sampled[2]]
+    for receipt, _, _ in called(two, "update", 1, INTERVAL, selected(late), 1):
+        assert receipt.values["figures"]["fleet/lag"] == pytest.approx(2 / 3)
+        assert receipt.values["figures"]["policy/ratio_drift"] > 0
+
+    # At version 2 these are too old for any setting: each rank says so of its own.
+    for actor in two:
+        with pytest.raises(RayTaskError, match="policy version 0 reached the learner") as caught:
+            called([actor], "rehearse", INTERVAL, selected(sampled))
+        assert isinstance(caught.value.cause, WorkerError)
+
+    ray.kill(two[1])
+    with pytest.raises(RayTaskError) as caught:
+        current = [replace(t, version=2) for t in sampled]
+        called(two[:1], "rehearse", INTERVAL, selected(current))
+    assert isinstance(caught.value.cause, RankLost)
+
+
+@ray.remote(num_cpus=0)
+class Owner:
+    """Owns what it puts, so that it is lost with this process."""
+
+    def put(self, trajectory: Trajectory) -> list[Any]:
+        return [ray.put(trajectory)]
+
+
+def test_a_lost_object_is_reported_as_one(
+    learners: Callable[[int], list[Any]], sampled: list[Trajectory]
+) -> None:
+    (learner,) = learners(1)
+    owner = Owner.remote()
+    (ref,) = ray.get(owner.put.remote(sampled[0]), timeout=TIMEOUT)
+    ray.kill(owner)
+    chosen = [(PROMPTS[0], 1.0, ref)]
+    with pytest.raises(RayTaskError) as caught:
+        called([learner], "update", 0, INTERVAL, chosen, 0)
+    assert isinstance(caught.value.cause, ObjectLostError)
