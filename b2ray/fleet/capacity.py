@@ -53,6 +53,7 @@ def needs(config: Config) -> list[Need]:
     """All that a run asks for."""
     fleet = config.fleet
     learner, samplers, shared = fleet.learner, fleet.samplers, fleet.scorers
+    ranks = config.learner.ranks
     most = None if samplers.max == "auto" else samplers.max
     found = [
         Need(
