@@ -56,9 +56,7 @@ def needs(config: Config) -> list[Need]:
     ranks = config.learner.ranks
     most = None if samplers.max == "auto" else samplers.max
     found = [
-        Need(
-            "learner", "fleet.learner", 1, 1, learner.cpus, learner.gpus, {}, config.learner.ranks
-        ),
+        Need("learner", "fleet.learner", 1, 1, learner.cpus, learner.gpus, {}, ranks),
         Need("sampler", "fleet.samplers", samplers.min, most, samplers.cpus, samplers.gpus, {}),
     ]
     if SCORER in scorers(config):

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from b2ray.actors.worker import Receipt, Worker, guarded
+from b2ray.actors.worker import Receipt
 from b2ray.config import Fleet
 from b2ray.errors import ConfigError, Stopped, WorkerError
 from b2ray.fleet.capacity import Need
@@ -21,46 +17,8 @@ from b2ray.fleet.roster import Event, Roster
 from b2ray.fleet.session import StopFlag
 from b2ray.fleet.slots import Call, Role, Slot, SlotState, Weights
 from b2ray.fleet.teams import team_maker
+from tests.ray.odd import Odd
 from tests.runner import Cluster
-
-
-class Odd(Worker):
-    """Works, unless told otherwise."""
-
-    role = "odd"
-
-    @guarded("loading")
-    def load(self, rank: int = 0) -> Receipt:
-        self.rank = rank
-        return self.receipt(time.perf_counter())
-
-    @guarded("binding")
-    def bind(self, version: int, digest: str) -> Receipt:
-        self.version = version
-        return self.receipt(time.perf_counter(), digest=digest)
-
-    @guarded("working")
-    def work(self, how: str, note: str = "") -> Receipt:
-        if how == "die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if how == "die once" and not Path(note).exists():
-            Path(note).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        if how == "rank 1 dies once":
-            if self.rank == 1 and not Path(note).exists():
-                Path(note).touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            if self.rank == 0 and not Path(note).exists():
-                raise ConnectionError("a peer closed the connection")
-        if how == "raise":
-            raise ZeroDivisionError("a bug")
-        if how == "refuse":
-            raise ConfigError("sampling.steps is 3: use 4")
-        if how == "hang":
-            time.sleep(60)
-        if how == "different ranks":
-            return self.receipt(time.perf_counter(), digest=f"digest {self.rank}")
-        return self.receipt(time.perf_counter(), pid=os.getpid())
 
 
 class Once:
@@ -188,15 +146,15 @@ def test_one_that_joins_late_is_brought_to_the_current_version(dispatcher):
 
 
 def test_those_without_room_are_taken_back_when_their_node_will_not_come(dispatcher):
-    size = [20]
+    size = [12]
     found = dispatcher(least=1, cpus=1.0, sizes=lambda rooms: size[0])
     found.run(Once("work"))
     states = [s.state for s in found.roster.slots]
-    assert len(states) == 20 and SlotState.STARTING in states
+    assert len(states) == 12 and SlotState.STARTING in states
     size[0] = 1
     found.roster._looked = 0.0
     found.run(Once("work"))
-    assert len(found.roster.slots) < 20
+    assert len(found.roster.slots) < 12
     assert SlotState.STARTING not in [s.state for s in found.roster.slots]
 
 
