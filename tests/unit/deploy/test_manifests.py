@@ -4,6 +4,7 @@ the versions in constraints.txt, and against what a run needs."""
 from __future__ import annotations
 
 import copy
+import re
 import shlex
 from typing import Any
 
@@ -15,6 +16,7 @@ from b2ray.options import parse
 from b2ray.tracking.mlflow_log import FINISH_WITHIN
 from tests.unit.deploy.manifests import (
     DEPLOY,
+    ROOT,
     documents,
     manifests,
     pinned,
@@ -91,6 +93,20 @@ def test_versions_are_the_pinned_ones():
 
 def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
     return [*pod["containers"], *pod.get("initContainers", [])]
+
+
+@pytest.mark.parametrize("page", ["docs/kubernetes.md", "docs/security.md", "deploy/README.md"])
+def test_what_the_guides_name_exists(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(?:deploy|docs|tests/unit)/[\w./-]*\w", text))
+    if page.startswith("deploy/"):
+        named |= {f"deploy/{n}" for n in re.findall(r"`(\w+\.(?:yaml|json))`", text)}
+        # And the other way round: every file has its line.
+        files = {f"deploy/{f.name}" for f in DEPLOY.iterdir() if f.suffix in (".yaml", ".json")}
+        assert files <= named
+    assert named
+    for name in named:
+        assert (ROOT / name).exists(), name
 
 
 def test_a_job_and_a_cluster_are_the_same_cluster():
