@@ -1,5 +1,5 @@
-"""deploy/ against the schemas that Kubernetes, KubeRay and the Prometheus operator publish, against
-the versions in constraints.txt, and against what a run needs."""
+"""deploy/ against the schemas of Kubernetes, KubeRay and the Prometheus operator, against the
+versions in constraints.txt, and against what a run needs."""
 
 from __future__ import annotations
 
