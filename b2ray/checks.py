@@ -57,7 +57,7 @@ def check_model(path: str) -> None:
         kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"model.path: {index} cannot be read: {error}") from error
-    if kind not in FAMILIES:
+    if kind not in [*FAMILIES]:  # a list would name code beside the weights
         raise ConfigError(f"model.path {path!r} is a {kind}: {' or '.join(FAMILIES)} is needed")
 
 

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from b2ray.discretion import first_secret
+
 Preset = Literal["b2", "b2_released", "ddpo", "bpt_only", "bs_only"]
 Positive = Annotated[int, Field(ge=1)]
 # summary.json has one entry per held-out reward, beside these.
@@ -215,7 +217,7 @@ class Workers(Section):
 class RewardWorkers(Workers):
     runtime_env: dict[str, Any] = {}
     """Ray's runtime_env for these processes, for example {"pip": [...]}: packages that the rest of
-    the run does not have, or has in another version."""
+    the run does not have, or has in another version. Passwords and tokens are refused in it."""
 
 
 class Reward(Section):
@@ -314,7 +316,8 @@ class Tracking(Section):
     """MLflow."""
 
     uri: str | None = None
-    """Tracking server; empty means MLFLOW_TRACKING_URI, else a SQLite file beside the runs."""
+    """Tracking server, without a password; empty means MLFLOW_TRACKING_URI, else a SQLite file
+    beside the runs."""
     experiment: str = "b2ray"
     """MLflow experiment."""
 
@@ -328,7 +331,7 @@ class Config(BaseSettings):
 
     name: Name = "run"
     """The run's name: everything it writes is in runs/NAME."""
-    runs: str = "runs"
+    runs: str = Field("runs", pattern=r"^[^\x00]+$")
     """Folder of all runs."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of everything random."""
@@ -383,6 +386,7 @@ class Config(BaseSettings):
             self._selection_problem(),
             self._learner_problem(),
             self._name_problem(),
+            self._secret_problem(),
         ):
             if problem:
                 raise ValueError(problem)
@@ -449,6 +453,15 @@ class Config(BaseSettings):
         taken = {"mean", "pairwise", "vendi", "step", *SUMMARY_WORDS}
         clash = next((n for n in names if n in taken), None)
         return f"reward name {clash!r} is a word of the summary: choose another" if clash else None
+
+    def _secret_problem(self) -> str | None:
+        field = first_secret(self.model_dump(mode="json"))
+        if field is None:
+            return None
+        return (
+            f"{field} holds a password or token, which would be written to config.yaml: leave it "
+            "out and set it in the environment (docs/security.md says how)"
+        )
 
     @property
     def all_rewards(self) -> tuple[Reward, ...]:

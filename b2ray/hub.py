@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from b2ray.errors import ConfigError
@@ -12,12 +13,14 @@ from b2ray.options import find
 def source(path: str, revision: str | None = None) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` takes for a folder or hub id: its name, and where to look.
 
-    A folder that is there is never asked for on the hub.
+    A folder that is there is never asked for on the hub. Code that comes with a model is never run;
+    left open, transformers would ask on a terminal.
     """
     local = find(path)
     if local is not None:
-        return str(local), {"local_files_only": True}
-    return path, {"revision": revision} if revision else {}
+        return str(local), {"local_files_only": True, "trust_remote_code": False}
+    where = {"revision": revision} if revision else {}
+    return path, {**where, "trust_remote_code": False}
 
 
 def file(path: str, name: str, revision: str | None = None) -> Path | None:
@@ -43,4 +46,12 @@ def file(path: str, name: str, revision: str | None = None) -> Path | None:
 def refusal(field: str, path: str, wanted: str, error: Exception) -> ConfigError:
     """The one sentence for a model that cannot be loaded, whatever its loader raised."""
     reason = " ".join(str(error).split())[:300]
+    # Their own advice would be to run the code all the same.
+    if "custom code" in reason or "remote code" in reason:
+        reason = "it needs code that comes with it, and such code is never run"
+    elif isinstance(error, UnpicklingError):
+        reason = (
+            "its weights are a pickle of more than tensors, which could run code: convert them to "
+            ".safetensors where you trust them"
+        )
     return ConfigError(f"{field} {path!r} cannot be loaded as {wanted}: {reason}")

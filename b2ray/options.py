@@ -7,6 +7,7 @@ So `--config my.yaml --preset=ddpo` is my.yaml with DDPO's method, and single fi
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliSettingsSource, SettingsError
 
 from b2ray.config import Config
+from b2ray.discretion import shown
 from b2ray.errors import ConfigError
 
 PACKAGE = Path(__file__).parent
@@ -41,9 +43,10 @@ class Options:
 
 def find(path: str) -> Path | None:
     """A file or folder seen from the working directory, then from where b2ray is installed."""
-    given = Path(path).expanduser()
+    given = Path(os.path.expanduser(path))
     places = [given, PACKAGE.parent / given, PACKAGE / given]
-    return next((p for p in places if p.exists()), None)
+    # Unlike Path.exists, this says no to a name that is too long for the disk.
+    return next((p for p in places if os.path.exists(p)), None)
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -72,7 +75,7 @@ def validated(values: Mapping[str, Any]) -> Config:
     values = _with_preset({"preset": Config.model_fields["preset"].default, **values})
     for key, value in values.items():
         if key not in Config.model_fields:
-            raise ConfigError(f"{key} is not a field (value {value!r}): --help lists all")
+            raise ConfigError(f"{key} is not a field (value {shown(key, value)}): --help lists all")
     try:
         return Config(**values)
     except ValidationError as error:
@@ -106,7 +109,7 @@ def _with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
         return dict(values)
     path = PACKAGE / "presets" / f"{values['preset']}.yaml"
     # An unknown name is left to the validation, which lists the known ones.
-    known = path.name in {p.name for p in path.parent.glob("*.yaml")}
+    known = path in (PACKAGE / "presets").glob("*.yaml")
     return merge(read_yaml(path), values) if known else dict(values)
 
 
@@ -116,7 +119,7 @@ def _base(config: str | None, resume: bool, given: Mapping[str, Any]) -> dict[st
         if "name" not in given:
             raise ConfigError("--resume needs --name=NAME, the run to go on with, or --config FILE")
         saved = Path(str(given.get("runs", "runs"))) / str(given["name"]) / "config.yaml"
-        if not saved.exists():
+        if not os.path.exists(saved):
             raise ConfigError(
                 f"--resume: {saved.parent} has no run; check --name and --runs, or start one with "
                 "--config"
@@ -162,5 +165,5 @@ def sentence(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{field} is missing: set it in the file or with --{field}=…"
     if first["type"] == "extra_forbidden":
-        return f"{field} is not a field (value {first['input']!r}): --help lists all"
-    return f"{field} is {first['input']!r}: {message[0].lower()}{message[1:]}"
+        return f"{field} is not a field (value {shown(field, first['input'])}): --help lists all"
+    return f"{field} is {shown(field, first['input'])}: {message[0].lower()}{message[1:]}"

@@ -46,7 +46,7 @@ def load_pipeline(model: Model) -> tuple[Any, Family]:
 def _from_folder_or_hub(model: Model) -> tuple[str, Any]:
     source, where = hub.source(model.path, model.revision)
     name = DiffusionPipeline.load_config(source, **where).get("_class_name")
-    if name not in FAMILIES:
+    if name not in [*FAMILIES]:  # a list would name code beside the weights
         raise _unknown(model, name)
     return name, getattr(diffusers, name).from_pretrained(
         source,
@@ -81,9 +81,9 @@ def _unchecked(name: str) -> dict[str, Any]:
     return {"safety_checker": None, "requires_safety_checker": False}
 
 
-def _unknown(model: Model, name: str | None) -> ConfigError:
+def _unknown(model: Model, name: object) -> ConfigError:
     return ConfigError(
-        f"model.path {model.path!r} is {'a ' + name if name else 'of no known family'}: "
+        f"model.path {model.path!r} is {f'a {name}' if name else 'of no known family'}: "
         f"{' and '.join(FAMILIES)} are supported"
     )
 

@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from b2ray.config import Reward, Section
+from b2ray.discretion import shown
 from b2ray.errors import ConfigError
 from b2ray.rewards.options import OPTIONS
 
@@ -90,7 +91,8 @@ def options(spec: Reward) -> Section:
         field = ".".join(["options", *map(str, first["loc"])])
         known = ", ".join(model.model_fields) or "none"
         raise ConfigError(
-            f"reward {spec.name!r}: {field} is {first['input']!r}: {first['msg'].lower()} "
+            f"reward {spec.name!r}: {field} is {shown(field, first['input'])}: "
+            f"{first['msg'].lower()} "
             f"(options of {spec.kind}: {known})"
         ) from error
 

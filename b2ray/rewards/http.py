@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,7 @@ from urllib3 import Retry
 from urllib3.exceptions import ReadTimeoutError
 
 from b2ray.config import Reward, Section
+from b2ray.errors import ConfigError
 from b2ray.rewards.options import HttpOptions
 
 LONGEST_PAUSE = 30  # seconds between two tries, whatever the server asks for
@@ -41,7 +43,10 @@ class Http:
             retry_after_max=LONGEST_PAUSE,
             raise_on_status=False,
         )
+        self.token = self._token()
         self.session = requests.Session()
+        if self.token:
+            self.session.auth = self._sign
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, HTTPAdapter(max_retries=retry))
 
@@ -57,6 +62,20 @@ class Http:
         if len(scores) != len(prompts):
             raise self._wrong(f"{len(scores)} scores for {len(prompts)} pictures")
         return np.array(scores, np.float32)
+
+    def _token(self) -> str:
+        name = self.options.token_env
+        if name and not os.environ.get(name):
+            raise ConfigError(
+                f"reward {self.name!r}: options.token_env is {name!r}, which is not set where the "
+                "scorer runs: set it in the environment of every node"
+            )
+        return os.environ[name] if name else ""
+
+    def _sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        # As `auth`, because a header would give way to what ~/.netrc says of the host.
+        request.headers["Authorization"] = f"Bearer {self.token}"
+        return request
 
     def _post(self, body: dict[str, list[str]]) -> requests.Response:
         tries = f"{self.options.retries + 1} tries"
@@ -102,6 +121,8 @@ class Http:
         return self._error(f"answered with {what}: correct the server, see docs/rewards.md")
 
     def _error(self, what: str) -> ValueError:
+        if self.token:
+            what = what.replace(self.token, "***")  # a server may say what it was sent
         return ValueError(f"reward {self.name!r}: {self.options.url} {what}")
 
 

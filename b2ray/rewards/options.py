@@ -57,6 +57,8 @@ class HttpOptions(Section):
     """Seconds for one answer."""
     retries: int = Field(4, ge=0)
     """Times a request is sent again after no answer, or a 429 or 5xx one."""
+    token_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name of the environment variable, of the scorer's process, that holds a bearer token."""
 
 
 OPTIONS: dict[str, type[Section]] = {

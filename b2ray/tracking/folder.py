@@ -216,8 +216,8 @@ def open_run(config: Config) -> Iterator[RunFolder]:
         ConfigError: it belongs to another configuration or is in use; nothing is changed then.
     """
     path = Path(config.runs) / config.name
-    _refuse_foreign(config, path)
     try:
+        _refuse_foreign(config, path)
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / ".lock").open("w")
     except OSError as error:

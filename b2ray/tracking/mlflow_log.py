@@ -22,6 +22,7 @@ from typing import Any
 from PIL import Image
 
 from b2ray.config import Config
+from b2ray.discretion import masked
 from b2ray.options import find
 from b2ray.tracking.folder import RunFolder, write_atomically
 
@@ -84,7 +85,10 @@ class MlflowLog:
         if self._thread is None or not self._thread.is_alive():
             self._start(close).join(max(0.0, until - time.monotonic()))
         if self._thread is not None and self._thread.is_alive():
-            print(f"MLflow at {self.uri} did not answer in {FINISH_WITHIN:.0f} s", file=sys.stderr)
+            print(
+                f"MLflow at {masked(self.uri)} did not answer in {FINISH_WITHIN:.0f} s",
+                file=sys.stderr,
+            )
 
     def _start(self, action: Callable[[], object]) -> threading.Thread:
         self._thread = threading.Thread(target=self._safely, args=(action,), daemon=True)
@@ -206,9 +210,9 @@ class MlflowLog:
             self._away_since = None
         except Exception as error:  # any store, any fault: metrics.jsonl has everything
             if self._away_since is None:
-                reason = " ".join(str(error).split())[:200]
+                reason = masked(" ".join(str(error).split()))[:200]
                 print(
-                    f"MLflow at {self.uri} does not take figures ({reason}); "
+                    f"MLflow at {masked(self.uri)} does not take figures ({reason}); "
                     f"{self.folder.metrics_file} has them, they are sent later",
                     file=sys.stderr,
                 )

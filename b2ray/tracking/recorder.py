@@ -16,6 +16,7 @@ from b2ray.config import Config
 from b2ray.cost import plan_cost
 from b2ray.crew import Crew
 from b2ray.diffusion import lora_file
+from b2ray.discretion import masked
 from b2ray.evaluation import Evaluated, overtaken
 from b2ray.fleet.roster import Event
 from b2ray.prompts import PromptSets
@@ -103,7 +104,7 @@ class Recorder:
             if picture:
                 files[f"{name} set"] = picture
         files["figures"] = str(self.folder.metrics_file)
-        files["MLflow"] = f"run {self.log.run_id} at {tracking_uri(self.config)}"
+        files["MLflow"] = f"run {self.log.run_id} at {masked(tracking_uri(self.config))}"
         summary = self._summary(files)
         write_atomically(self.folder.summary_file, json.dumps(summary, indent=2) + "\n")
         return summary
