@@ -133,7 +133,7 @@ def test_the_actors_of_the_job_fit_into_its_smallest_cluster():
     config = parse(shlex.split(JOB["entrypoint"])[3:]).config
     fleet = config.fleet
     wanted = [fleet.learner.gpus]
-    wanted += [fleet.samplers.gpus] * fleet.samplers.count
+    wanted += [fleet.samplers.gpus] * fleet.samplers.min
     wanted += [fleet.scorers.gpus] * fleet.scorers.count
     free = []
     for group in CLUSTER["workerGroupSpecs"]:
