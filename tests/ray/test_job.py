@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,14 +25,12 @@ from b2ray.diffusion.lora_file import FILE
 from tests.models import arguments
 from tests.ray.conftest import ROOT, when
 
-STAGES = 12  # enough that a run cannot end before it is stopped
-
 
 def local(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
     """cluster/local.py with these arguments."""
     command = [sys.executable, "cluster/local.py", *map(str, words)]
     return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=200
+        command, cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=300
     )
 
 
@@ -49,7 +48,7 @@ class Local:
         command = [sys.executable, "-m", "ray.scripts.scripts", *words]
         env = {**os.environ, **self.env}
         return subprocess.run(
-            command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=200
+            command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
         )
 
     def submit(self, name: str, *options: str, **over: object) -> tuple[str, str, int]:
@@ -90,23 +89,29 @@ def cluster_of_two(models: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         shutil.rmtree(state)
 
 
+@pytest.mark.timeout(600)  # three runs, and each starts four actors
 def test_a_stopped_job_resumes_to_the_same_bytes(cluster_of_two: Local) -> None:
-    here, size = cluster_of_two, {"learner__threads": 1, "curriculum__stages": STAGES}
-    _, said, code = here.submit("undisturbed", **size)
+    here = cluster_of_two
+    _, said, code = here.submit("undisturbed", learner__threads=1)
     assert code == 0, said
     assert f"this run is kept in {here.runs / 'undisturbed'}" in said
 
-    job, _, _ = here.submit("stopped", "--no-wait", **size)
+    job, _, _ = here.submit("stopped", "--no-wait", learner__threads=1)
     when(lambda: here.lines("stopped") >= 2)
+    driver = driver_of("stopped")
+    driver.suspend()  # Ray's commands take seconds, in which the run would end
     assert "RUNNING" in here.ray("job", "status", job).stdout
-    here.ray("job", "stop", job)
-    assert "was stopped" in here.ray("job", "status", job).stdout
+    here.ray("job", "stop", "--no-wait", job)
+    when(lambda: waits_for(driver, signal.SIGTERM))
+    driver.resume()
+    when(lambda: "was stopped" in here.ray("job", "status", job).stdout)
     log = here.ray("job", "logs", job).stdout
-    assert "stage 1" in log
+    assert "stage 1/3" in log
     assert "stopped by SIGTERM" in log and "--name=stopped --resume" in log
-    assert not (here.runs / "stopped" / "summary.json").exists()
+    supervisor = here.state / "ray" / "session_latest" / "logs" / "jobs" / f"supervisor-{job}.log"
+    assert "terminated gracefully" in supervisor.read_text()
 
-    _, said, code = here.submit("stopped", **size)
+    _, said, code = here.submit("stopped", learner__threads=1)
     assert code == 0, said
     assert f"resuming {here.runs / 'stopped'} after stage" in said and "succeeded" in said
     assert here.lora("stopped") == here.lora("undisturbed")
@@ -156,6 +161,21 @@ def test_a_dead_node_is_told_and_stopping_leaves_nothing(cluster_of_two: Local) 
     assert second.returncode == 0 and "nothing to stop" in second.stderr
     _, left = psutil.wait_procs(everything, timeout=10)
     assert [process for process in left if _runs(process)] == []
+
+
+def driver_of(name: str) -> psutil.Process:
+    """The process of a job's run."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if f"--name={name}" in process.cmdline():
+                return process
+    raise AssertionError(f"no process runs {name}")
+
+
+def waits_for(process: psutil.Process, number: signal.Signals) -> bool:
+    """Whether a suspended process will get a signal when it goes on (proc(5))."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return bool(int(re.search(r"ShdPnd:\s*(\w+)", status)[1], 16) & 1 << number - 1)
 
 
 def _runs(process: psutil.Process) -> bool:
