@@ -360,21 +360,22 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def _start_arguments(parser: argparse.ArgumentParser) -> None:
-    def at_least(low: int) -> Callable[[str], int]:
+    def within(low: int, high: int = 2**31) -> Callable[[str], int]:
         def number(text: str) -> int:
-            if (value := int(text)) < low:
-                raise argparse.ArgumentTypeError(f"{value} is below {low}")
+            if not low <= (value := int(text)) <= high:
+                raise argparse.ArgumentTypeError(f"{value} is not between {low} and {high}")
             return value
 
         return number
 
+    port = within(0, 2**16 - 1)
     for name, kind, default, meaning in (
-        ("--nodes", at_least(1), 2, "nodes, the head among them"),
-        ("--cpus", at_least(1), 2, "CPUs that each node offers, real or not"),
-        ("--gpus", at_least(0), 0, "GPUs that each node offers, real or not"),
-        ("--port", at_least(0), 0, "the head's port; 0 is any free one"),
-        ("--dashboard-port", at_least(0), 0, "the dashboard's port; 0 is any free one"),
-        ("--object-store-mib", at_least(MIN_OBJECT_STORE), 512, "shared memory of each node"),
+        ("--nodes", within(1), 2, "nodes, the head among them"),
+        ("--cpus", within(1), 2, "CPUs that each node offers, real or not"),
+        ("--gpus", within(0), 0, "GPUs that each node offers, real or not"),
+        ("--port", port, 0, "the head's port; 0 is any free one"),
+        ("--dashboard-port", port, 0, "the dashboard's port; 0 is any free one"),
+        ("--object-store-mib", within(MIN_OBJECT_STORE), 512, "shared memory of each node"),
         ("--timeout", float, 120.0, "seconds within which all nodes must be alive"),
     ):
         parser.add_argument(name, type=kind, default=default, help=f"{meaning} ({default})")
