@@ -39,8 +39,8 @@ FOREIGN = (
     *("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"),
     *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"),
 )
-# A Unix socket's name has at most 107 bytes; Ray puts this below its folder.
-LONGEST_STATE = 107 - len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.99")
+# A Unix socket's name has at most 107 bytes, and this is how Ray names one below a node's folder.
+LONGEST_STATE = 107 - len("/node99/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 
 
 class Refused(Exception):
@@ -90,7 +90,7 @@ class State:
                 f"--state {self.folder} is longer than {LONGEST_STATE} bytes, too long for the "
                 "names of Ray's sockets: give a shorter folder"
             )
-        self.token, self.ray = self.folder / "token", self.folder / "ray"
+        self.token = self.folder / "token"
         self._file = self.folder / "cluster.json"
 
     @contextlib.contextmanager
@@ -139,6 +139,13 @@ class State:
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
+    def ray(self, name: str) -> Path:
+        """Where a node keeps its logs, sockets and copies of working directories.
+
+        Nodes that share a folder replace a job's working directory under its feet.
+        """
+        return self.folder / name
+
     def exports(self, cluster: Cluster) -> dict[str, str]:
         """The variables with which Ray's commands and b2ray find the cluster."""
         found = {
@@ -159,7 +166,8 @@ def start(state: State, options: argparse.Namespace) -> None:
         )
     port = _port(options.port, "--port", "")
     dashboard = _port(options.dashboard_port, "--dashboard-port", LOOPBACK)
-    shutil.rmtree(state.ray, ignore_errors=True)  # logs of the cluster before
+    for folder in (state.ray("head"), *state.folder.glob("node*/")):  # logs of the cluster before
+        shutil.rmtree(folder, ignore_errors=True)
     cluster = Cluster([], "", f"{LOOPBACK}:{dashboard}", options.auth)
     if options.auth == "token":
         state.token.unlink(missing_ok=True)
@@ -167,19 +175,12 @@ def start(state: State, options: argparse.Namespace) -> None:
             f.write(secrets.token_hex(32))
     until = time.monotonic() + options.timeout
     try:
-        _launch(state, cluster, "head", options, *_head(state, port, dashboard))
-        address = state.ray / "ray_current_cluster"
+        _launch(state, cluster, "head", options, *_head(port, dashboard))
+        address = state.ray("head") / "ray_current_cluster"
         _wait(state, cluster, until, "the head", lambda: address.exists() and address.read_text())
         cluster.address = address.read_text().strip()
         for n in range(1, options.nodes):
-            _launch(
-                state,
-                cluster,
-                f"node{n}",
-                options,
-                f"--address={cluster.address}",
-                "--include-log-monitor=False",  # the head's reads the folder that they share
-            )
+            _launch(state, cluster, f"node{n}", options, f"--address={cluster.address}")
         what = f"{options.nodes} nodes"
         _wait(state, cluster, until, what, lambda: _alive(state, cluster) >= options.nodes)
     except BaseException:
@@ -213,14 +214,13 @@ def stop(state: State, _options: argparse.Namespace) -> None:
     _end(cluster)
     state.forget()
     gone = f" ({', '.join(dead)} had died before)" if dead else ""
-    _say(f"stopped {len(cluster.nodes)} nodes{gone}; their logs stay in {state.ray} until a start")
+    _say(f"stopped {len(cluster.nodes)} nodes{gone}; logs stay in {state.folder} until a start")
 
 
-def _head(state: State, port: int, dashboard: int) -> Sequence[str]:
+def _head(port: int, dashboard: int) -> Sequence[str]:
     return (
         "--head",
         f"--port={port}",
-        f"--temp-dir={state.ray}",
         "--include-dashboard=True",
         f"--dashboard-host={LOOPBACK}",
         f"--dashboard-port={dashboard}",
@@ -235,6 +235,7 @@ def _launch(
     """Start one node in a session of its own, so that it outlives this command."""
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *more),
+        f"--temp-dir={state.ray(name)}",
         f"--num-cpus={options.cpus}",
         f"--num-gpus={options.gpus}",
         f"--object-store-memory={options.object_store_mib * 2**20}",

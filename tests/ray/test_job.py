@@ -6,6 +6,7 @@ Subprocesses only: a cluster of its own, with token authentication, beside the o
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -95,6 +96,8 @@ def test_a_stopped_job_resumes_to_the_same_bytes(cluster_of_two: Local) -> None:
     _, said, code = here.submit("undisturbed", learner__threads=1)
     assert code == 0, said
     assert f"this run is kept in {here.runs / 'undisturbed'}" in said
+    notes = json.loads((here.runs / "undisturbed" / "mlflow.json").read_text())
+    assert notes["closed"], said  # MLflow has it, from a working directory that stayed
 
     job, _, _ = here.submit("stopped", "--no-wait", learner__threads=1)
     when(lambda: here.lines("stopped") >= 2)
@@ -108,8 +111,8 @@ def test_a_stopped_job_resumes_to_the_same_bytes(cluster_of_two: Local) -> None:
     log = here.ray("job", "logs", job).stdout
     assert "stage 1/3" in log
     assert "stopped by SIGTERM" in log and "--name=stopped --resume" in log
-    supervisor = here.state / "ray" / "session_latest" / "logs" / "jobs" / f"supervisor-{job}.log"
-    assert "terminated gracefully" in supervisor.read_text()
+    logs = here.state / "head" / "session_latest" / "logs" / "jobs"
+    assert "terminated gracefully" in (logs / f"supervisor-{job}.log").read_text()
 
     _, said, code = here.submit("stopped", learner__threads=1)
     assert code == 0, said
