@@ -219,13 +219,9 @@ def stop(state: State, _options: argparse.Namespace) -> None:
 
 def _head(port: int, dashboard: int) -> Sequence[str]:
     return (
-        "--head",
-        f"--port={port}",
-        "--include-dashboard=True",
-        f"--dashboard-host={LOOPBACK}",
-        f"--dashboard-port={dashboard}",
+        *("--head", f"--port={port}", "--disable-usage-stats", "--include-dashboard=True"),
+        *(f"--dashboard-host={LOOPBACK}", f"--dashboard-port={dashboard}"),
         f"--ray-client-server-port={_port(0, '', '')}",  # the fixed one may be another cluster's
-        "--disable-usage-stats",
     )
 
 

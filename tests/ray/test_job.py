@@ -100,7 +100,7 @@ def test_a_stopped_job_resumes_to_the_same_bytes(cluster_of_two: Local) -> None:
     assert notes["closed"], said  # MLflow has it, from a working directory that stayed
 
     job, _, _ = here.submit("stopped", "--no-wait", learner__threads=1)
-    when(lambda: here.lines("stopped") >= 2)
+    when(lambda: here.lines("stopped") >= 2, 240)
     driver = driver_of("stopped")
     driver.suspend()  # Ray's commands take seconds, in which the run would end
     assert "RUNNING" in here.ray("job", "status", job).stdout
