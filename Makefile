@@ -25,12 +25,12 @@ seeds: $(READY)  ## three seeds of the demo, as the table in the README
 	$(PY) benchmarks/demo_seeds.py $(ARGS)
 
 style: $(READY)  ## format
-	$(PY) -m ruff check --fix b2ray tests benchmarks
-	$(PY) -m ruff format b2ray tests benchmarks
+	$(PY) -m ruff check --fix b2ray cluster tests benchmarks
+	$(PY) -m ruff format b2ray cluster tests benchmarks
 
 quality: $(READY)  ## lint, format and types, without changing anything
-	$(PY) -m ruff check b2ray tests benchmarks
-	$(PY) -m ruff format --check b2ray tests benchmarks
+	$(PY) -m ruff check b2ray cluster tests benchmarks
+	$(PY) -m ruff format --check b2ray cluster tests benchmarks
 	$(PY) -m mypy
 
 ui: $(READY)  ## MLflow on the runs of this folder

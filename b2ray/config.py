@@ -332,7 +332,8 @@ class Config(BaseSettings):
     name: Name = "run"
     """The run's name: everything it writes is in runs/NAME."""
     runs: str = Field("runs", pattern=r"^[^\x00]+$")
-    """Folder of all runs."""
+    """Folder of all runs. In a Ray job with --working-dir a relative one is under $B2RAY_HOME, else
+    under the home folder on the head node."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of everything random."""
     cpu_threads: Positive = 1

@@ -67,7 +67,34 @@ def parse(argv: Sequence[str]) -> Options:
     given = _command_line(rest, parser if asks_help else None)
     base = _base(flags.config, flags.resume, given)
     merged = merge(base if "preset" in given else _with_preset(base), _with_preset(given))
-    return Options(validated(merged), flags.resume, flags.print_config)
+    config = validated(merged)
+    config = config.model_copy(update={"runs": runs_folder(config.runs)})
+    return Options(config, flags.resume, flags.print_config)
+
+
+def in_job_copy() -> bool:
+    """Whether the working directory is the copy that Ray made for a job, and will delete."""
+    return "working_dir_files" in Path.cwd().parts
+
+
+def runs_folder(given: str) -> str:
+    """The folder of all runs, from the field `runs` or the option `--runs`.
+
+    A relative one is seen from the working directory; in a job's copy of it, where it would be lost
+    with the copy, from $B2RAY_HOME, else from the home folder on the job's machine.
+    """
+    try:
+        path = Path(given).expanduser()
+        if path.is_absolute() or not in_job_copy():
+            return str(path)
+        home = Path(os.environ.get("B2RAY_HOME") or Path.home())
+    except RuntimeError as error:
+        raise ConfigError(f"runs is {given!r} but there is no home folder: make it absolute") from (
+            error
+        )
+    if not home.is_absolute():
+        raise ConfigError(f"B2RAY_HOME is {str(home)!r}, not an absolute folder: make it one")
+    return str(home / path)
 
 
 def validated(values: Mapping[str, Any]) -> Config:
@@ -118,13 +145,14 @@ def _base(config: str | None, resume: bool, given: Mapping[str, Any]) -> dict[st
     if config is None and resume:
         if "name" not in given:
             raise ConfigError("--resume needs --name=NAME, the run to go on with, or --config FILE")
-        saved = Path(str(given.get("runs", "runs"))) / str(given["name"]) / "config.yaml"
+        runs = runs_folder(str(given.get("runs", "runs")))
+        saved = Path(runs) / str(given["name"]) / "config.yaml"
         if not os.path.exists(saved):
             raise ConfigError(
                 f"--resume: {saved.parent} has no run; check --name and --runs, or start one with "
                 "--config"
             )
-        return read_yaml(saved)
+        return {**read_yaml(saved), "runs": runs}  # the folder may have been moved
     path = find(config or QUICKSTART)
     if path is None or not path.is_file():
         raise ConfigError(f"--config {config or QUICKSTART}: there is no such file")

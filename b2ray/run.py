@@ -7,9 +7,11 @@ weigh the leaves, update on the interval, hand the weights out, commit.
 
 from __future__ import annotations
 
+import platform
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ from b2ray.errors import (
 from b2ray.fleet.capacity import preflight
 from b2ray.fleet.rollout import Rollout
 from b2ray.fleet.session import StopFlag, session
-from b2ray.options import parse
+from b2ray.options import in_job_copy, parse
 from b2ray.prompts import PromptSets
 from b2ray.tracking.folder import RunFolder, RunState, dump, open_run
 from b2ray.tracking.mlflow_log import MlflowLog
@@ -46,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.print_config:
             print(dump(options.config), end="")
             return EXIT_DONE
+        if in_job_copy():
+            where = Path(options.config.runs) / options.config.name
+            print(f"b2ray: this run is kept in {where} on {platform.node()}", file=sys.stderr)
         prompts = check_files(options.config)
         with open_run(options.config) as folder:
             return _run(options.config, prompts, folder)

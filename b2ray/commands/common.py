@@ -12,6 +12,7 @@ from typing import NoReturn
 from safetensors import SafetensorError
 
 from b2ray.errors import EXIT_CONFIG, EXIT_DONE, EXIT_STOPPED, ConfigError
+from b2ray.options import runs_folder
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,7 +26,11 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which run, and which of its stages."""
     parser.add_argument("run", metavar="RUN", help="a run's name, or its folder")
     parser.add_argument(
-        "--runs", default="runs", metavar="FOLDER", help="where names are looked up"
+        "--runs",
+        default="runs",
+        type=runs_folder,
+        metavar="FOLDER",
+        help="where names are looked up",
     )
     parser.add_argument(
         "--stage",

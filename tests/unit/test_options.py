@@ -190,6 +190,64 @@ def test_resume_with_a_file_uses_the_file(file, tmp_path):
     assert resumed.config.seed == 4
 
 
+def test_resume_finds_a_run_where_it_was_moved_to(file, tmp_path):
+    with open_run(parse([file(), f"--runs={tmp_path / 'old'}", "--name=mine"]).config):
+        pass
+    (tmp_path / "old").rename(tmp_path / "new")
+    resumed = parse([f"--runs={tmp_path / 'new'}", "--name=mine", "--resume"])
+    assert resumed.config.runs == str(tmp_path / "new")
+
+
+# --- in a Ray job ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """The working directory of a job that was submitted with --working-dir."""
+    copy = tmp_path / "session_1" / "runtime_resources" / "working_dir_files" / "_ray_pkg_0"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("B2RAY_HOME", raising=False)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("given", "home", "found"),
+    [
+        ("runs", None, "{tmp}/home/runs"),
+        ("runs", "{tmp}/shared", "{tmp}/shared/runs"),
+        ("/data/runs", "{tmp}/shared", "/data/runs"),
+        ("~/mine", "{tmp}/shared", "{tmp}/home/mine"),
+    ],
+)
+def test_a_job_keeps_its_runs_outside_its_copy(
+    file, job, tmp_path, monkeypatch, given, home, found
+):
+    if home:
+        monkeypatch.setenv("B2RAY_HOME", home.format(tmp=tmp_path))
+    assert parse([file(), f"--runs={given}"]).config.runs == found.format(tmp=tmp_path)
+
+
+def test_a_job_resumes_from_where_it_keeps_its_runs(file, job):
+    with open_run(parse([file(seed=3), "--name=mine"]).config):
+        pass
+    assert parse(["--name=mine", "--resume"]).config.seed == 3
+    assert list(job.iterdir()) == []
+
+
+def test_a_job_says_first_where_its_run_is_kept(file, job, tmp_path, capsys):
+    assert run.main([file(), "--name=mine"]) == EXIT_CONFIG  # there is no p.txt
+    first = capsys.readouterr().err.splitlines()[0]
+    assert f"this run is kept in {tmp_path}/home/runs/mine on " in first
+
+
+def test_a_relative_home_of_runs_is_refused(file, job, monkeypatch):
+    monkeypatch.setenv("B2RAY_HOME", "data")
+    with pytest.raises(ConfigError, match="B2RAY_HOME is 'data'"):
+        parse([file()])
+
+
 # --- the command -----------------------------------------------------------------------------
 
 
