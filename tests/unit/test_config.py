@@ -158,6 +158,22 @@ def test_a_reward_may_not_be_named_as_another_figure(refusal, name):
     assert name in refusal(rewards=[{"name": name, "kind": "clip"}])
 
 
+@pytest.mark.parametrize(
+    ("fleet", "words"),
+    [
+        ({"samplers": {"min": 3, "max": 2}}, "max is 2, below min, which is 3"),
+        ({"samplers": {"max": "auto", "cpus": 0}}, "max is auto, but cpus and gpus are 0"),
+    ],
+)
+def test_samplers_that_cannot_be_are_refused(refusal, fleet, words):
+    assert words in refusal(fleet=fleet)
+
+
+def test_ranks_that_ask_for_nothing_are_refused(refusal):
+    fleet = {"learner": {"cpus": 0}}
+    assert "learner.ranks is 2 but fleet.learner.cpus" in refusal(learner={"ranks": 2}, fleet=fleet)
+
+
 def test_a_config_does_not_change(config):
     with pytest.raises(Exception, match="frozen"):
         config().seed = 3

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -93,7 +94,8 @@ def test_the_slurm_script_parses() -> None:
 
 
 def uploaded(folder: Path, package: Path) -> zipfile.ZipFile:
-    create_package(str(folder), package, include_gitignore=True)
+    excludes = get_runtime_env_default_excludes()  # .git, for example
+    create_package(str(folder), package, include_gitignore=True, excludes=excludes)
     return zipfile.ZipFile(package)
 
 

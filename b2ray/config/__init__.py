@@ -1,0 +1,229 @@
+"""What a run is: frozen pydantic models, each field explained beneath itself.
+
+The docstrings are the help of the command line. This module imports neither torch nor ray, so that
+a wrong configuration is refused before anything heavy starts. How files, presets and the command
+line become a `Config` is in `options.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from b2ray.config.fleet import Fleet, LearnerWorker, Samplers, Tracking
+from b2ray.config.method import Advantage, Branching, Curriculum, Learner, Objective, Selection
+from b2ray.config.model import Lora, Model, Prompts, Sampling
+from b2ray.config.rewards import Evaluation, Reward, RewardWorkers, Workers
+from b2ray.config.section import Name, Positive, Section
+from b2ray.discretion import first_secret
+
+__all__ = [
+    "SUMMARY_WORDS",
+    "Advantage",
+    "Branching",
+    "Config",
+    "Curriculum",
+    "Evaluation",
+    "Fleet",
+    "Learner",
+    "LearnerWorker",
+    "Lora",
+    "Model",
+    "Objective",
+    "Prompts",
+    "Reward",
+    "RewardWorkers",
+    "Samplers",
+    "Sampling",
+    "Section",
+    "Selection",
+    "Tracking",
+    "Workers",
+]
+
+Preset = Literal["b2", "b2_released", "ddpo", "bpt_only", "bs_only"]
+# summary.json has one entry per held-out reward, beside these.
+SUMMARY_WORDS = (
+    *("name", "seed", "stages", "reward", "diversity", "reward_queries"),
+    *("unet_evals", "seconds", "files", "evaluations"),
+)
+
+
+class Config(BaseSettings):
+    """Fine-tune a text-to-image diffusion model against a reward with B²-DiffuRL, on Ray."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    name: Name = "run"
+    """The run's name: everything it writes is in runs/NAME."""
+    runs: str = Field("runs", pattern=r"^[^\x00]+$")
+    """Folder of all runs. In a Ray job with --working-dir a relative one is under $B2RAY_HOME, else
+    under the home folder on the head node."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of everything random."""
+    cpu_threads: Positive = 1
+    """torch threads of each sampler and scorer on a CPU."""
+    preset: Preset = "b2"
+    """Method of the paper's table: curriculum, branches, selection, advantage and clip range."""
+    model: Model = Model()
+    prompts: Prompts
+    sampling: Sampling = Sampling()
+    curriculum: Curriculum = Curriculum()
+    branching: Branching = Branching()
+    selection: Selection = Selection()
+    advantage: Advantage = Advantage()
+    objective: Objective = Objective()
+    learner: Learner = Learner()
+    rewards: tuple[Reward, ...] = Field(min_length=1)
+    """What is trained on: a list of {name, kind, path, weight, …}; on the command line as JSON."""
+    evaluation: Evaluation = Evaluation()
+    fleet: Fleet = Fleet()
+    tracking: Tracking = Tracking()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # Environment variables such as NAME or SEED must not reach into a run.
+        return (init_settings,)
+
+    @field_validator("curriculum")
+    @classmethod
+    def _whole_steps(cls, value: Curriculum) -> Curriculum:
+        for field in ("start", "end"):
+            steps = getattr(value, field)
+            if steps is not None and steps >= 1 and steps != int(steps):
+                raise ValueError(
+                    f"curriculum.{field} is {steps}: give a whole number of steps, "
+                    "or a fraction of T below 1"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for problem in (
+            self._interval_problem(),
+            self._signal_problem(),
+            self._selection_problem(),
+            self._learner_problem(),
+            self._name_problem(),
+            self._secret_problem(),
+        ):
+            if problem:
+                raise ValueError(problem)
+        return self
+
+    def _interval_problem(self) -> str | None:
+        start, end = self.interval_bounds
+        steps = self.sampling.steps
+        if max(start, end) > steps:
+            return (
+                f"curriculum.start..end is {start}..{end} but sampling.steps is {steps}: "
+                "an interval cannot be longer than T; lower it or raise sampling.steps"
+            )
+        if end < start:
+            return f"curriculum.end ({end}) is below curriculum.start ({start}): swap them"
+        return None
+
+    def _signal_problem(self) -> str | None:
+        if self.sampling.eta == 0:
+            return "sampling.eta is 0: the steps have no density to train; use up to 1.0"
+        if self.branching.branches > self.branching.images:
+            return (
+                f"branching.branches is {self.branching.branches} but branching.images is "
+                f"{self.branching.images}: not one group fits; raise images"
+            )
+        needs = (
+            "advantage.center=group"
+            if self.advantage.center == "group"
+            else "selection.kind=best_worst with require_pair"
+            if self.selection.kind == "best_worst" and self.selection.require_pair
+            else None
+        )
+        if self.branching.branches < 2 and needs:
+            return (
+                f"branching.branches is {self.branching.branches} but {needs} compares the "
+                "branches of one group: use at least 2, or --preset=ddpo"
+            )
+        return None
+
+    def _selection_problem(self) -> str | None:
+        best, worst = self.selection.best_above, self.selection.worst_below
+        if best is not None and worst is not None and worst > best:
+            return (
+                f"selection.worst_below ({worst}) is above selection.best_above ({best}): "
+                "the thresholds overlap; make worst_below the smaller one"
+            )
+        return None
+
+    def _learner_problem(self) -> str | None:
+        if self.learner.max_lag and self.learner.recompute_log_probs:
+            return (
+                f"learner.max_lag is {self.learner.max_lag} and learner.recompute_log_probs is "
+                "true: recomputing would take the learner's weights for the older ones that "
+                "sampled; set learner.recompute_log_probs=false, or learner.max_lag=0"
+            )
+        if self.learner.ranks > 1 and self.fleet.learner.cpus == self.fleet.learner.gpus == 0:
+            return (
+                f"learner.ranks is {self.learner.ranks} but fleet.learner.cpus and .gpus are 0: "
+                "ranks are placed together by what they ask for; set one"
+            )
+        return None
+
+    def _name_problem(self) -> str | None:
+        names = [r.name for r in self.all_rewards]
+        twice = next((n for n in names if names.count(n) > 1), None)
+        if twice:
+            return f"reward name {twice!r} is used twice: names must differ in logs"
+        # The summary has one entry per held-out reward beside these.
+        taken = {"mean", "pairwise", "vendi", "step", *SUMMARY_WORDS}
+        clash = next((n for n in names if n in taken), None)
+        return f"reward name {clash!r} is a word of the summary: choose another" if clash else None
+
+    def _secret_problem(self) -> str | None:
+        field = first_secret(self.model_dump(mode="json"))
+        if field is None:
+            return None
+        return (
+            f"{field} holds a password or token, which would be written to config.yaml: leave it "
+            "out and set it in the environment (docs/security.md says how)"
+        )
+
+    @property
+    def all_rewards(self) -> tuple[Reward, ...]:
+        """The rewards that are trained on, then those that are only measured."""
+        return (*self.rewards, *self.evaluation.heldout_rewards)
+
+    @property
+    def groups(self) -> int:
+        """Groups per stage."""
+        return self.branching.images // self.branching.branches
+
+    @property
+    def interval_bounds(self) -> tuple[int, int]:
+        """First and last interval in steps."""
+        steps = self.sampling.steps
+
+        def whole(value: float | None) -> int:
+            if value is None:
+                return steps
+            return max(1, math.floor(value * steps + 0.5)) if value < 1 else int(value)
+
+        return whole(self.curriculum.start), whole(self.curriculum.end)
+
+    def identity(self) -> dict[str, object]:
+        """What decides the result: everything but names, places, the fleet and tracking."""
+        values = self.model_dump(mode="json", exclude={"name", "runs", "fleet", "tracking"})
+        for reward in (*values["rewards"], *values["evaluation"]["heldout_rewards"]):
+            del reward["workers"]
+        return values

@@ -1,0 +1,113 @@
+"""The method: curriculum, branches, selection, advantage, objective and optimizer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from b2ray.config.section import Positive, Section
+
+
+class Curriculum(Section):
+    """Backward progressive training: stage to interval."""
+
+    stages: Positive = 100
+    """How many stages the run has."""
+    start: float | None = Field(None, gt=0)
+    """The first interval: a number of steps, or below 1 a fraction of T; empty means all T."""
+    end: float | None = Field(None, gt=0)
+    """The last interval, likewise."""
+    growth: float = Field(1.0, gt=0)
+    """Exponent of the growth over the run: 1 is linear, more stays late for longer."""
+
+
+class Branching(Section):
+    """Branch-based sampling: groups, forks and how they are cut into calls."""
+
+    images: Positive = 1280
+    """Final images (reward queries) per stage; as many whole groups as fit are sampled."""
+    branches: Positive = 5
+    """K, the continuations that share one prefix."""
+    unit_groups: Positive = 8
+    """Groups per work unit: the prefix batch, and what is dispatched, retried and replayed."""
+    branch_batch: Positive = 20
+    """Branches per denoising call."""
+
+
+class Selection(Section):
+    """Which leaves of a group are trained on."""
+
+    kind: Literal["all", "best_worst"] = "best_worst"
+    """Every leaf, or the best and the worst of each group."""
+    best_above: float | None = None
+    """Keep the best leaf only if its advantage is at least this."""
+    worst_below: float | None = None
+    """Keep the worst leaf only if its advantage is below this."""
+    require_pair: bool = False
+    """Train on a group only if both its best and its worst leaf are kept."""
+    min_gap: float = Field(1e-6, ge=0)
+    """Groups whose rewards spread by no more than this carry no signal and are skipped."""
+
+
+class Advantage(Section):
+    """How much better than expected a leaf is."""
+
+    center: Literal["group", "prompt"] = "group"
+    """Subtract the mean of the leaf's own group, or of its prompt's window."""
+    window: int = Field(8, ge=0)
+    """Earlier stages whose rewards of the same prompt count in the mean and the spread."""
+    min_count: int = Field(2, ge=2)
+    """With fewer rewards of a prompt than this, the statistics of all prompts stand in."""
+    clamp: float = Field(5.0, gt=0)
+    """Largest absolute advantage."""
+
+
+class Objective(Section):
+    """What the update maximises."""
+
+    kind: Literal["ppo"] = "ppo"
+    """PPO-clip."""
+    clip_nats: float = Field(1.6384, gt=0)
+    """Clip range in nats of a whole step's log-likelihood. Divided by the number of latent elements
+    it is the usual range: 1.6384 is DDPO's 1e-4 on Stable Diffusion's 16 384 elements, and the
+    same joint range on a model of any other size."""
+    kl_weight: float = Field(0.0, ge=0)
+    """Weight of the KL divergence from the base model, per latent element, as in DPOK (arXiv
+    2305.16381): holds the policy near the base model, most of all where a step has little noise.
+    Above 0 it costs one more forward pass in learning."""
+    step_weights: Literal["none", "inverse_gradient"] = "none"
+    """Weigh the steps of a trajectory alike, or by the inverse of how strongly a step's density
+    depends on the predicted noise: the last steps otherwise drown out the early ones."""
+
+
+class Learner(Section):
+    """The optimizer."""
+
+    lr: float = Field(1e-4, gt=0)
+    """Learning rate of AdamW."""
+    lr_schedule: Literal["constant", "linear"] = "constant"
+    """Keep the rate, or let it fall in a straight line from stage to stage, to 0 after the last."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """Decoupled weight decay."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    passes: Positive = 2
+    """Passes over a stage's selected trajectories."""
+    batch: Positive = 128
+    """Trajectories per optimizer step; the last, smaller one is weighted by its true count."""
+    microbatch: Positive = 16
+    """(Trajectory, step) pairs per UNet call."""
+    recompute_log_probs: bool = False
+    """Compute the old log-probabilities again in the learner, at its batch shape, instead of using
+    the sampler's; costs one more forward pass."""
+    max_ratio_drift: float = Field(0.1, gt=0)
+    """Largest mean |ratio - 1| before the first update, as a fraction of the clip range."""
+    max_lag: int = Field(0, ge=0, le=1)
+    """Versions that a trajectory may be behind the weights that learn from it; 1 lets the next
+    stage's sampling overlap the update."""
+    threads: Positive = 1
+    """torch threads of the learner on a CPU; sums over more threads round differently."""
+    ranks: Positive = 1
+    """Processes that share every optimizer step's trajectories and add up their gradients; sums
+    over more ranks round differently."""
