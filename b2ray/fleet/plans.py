@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,7 @@ class LearnerCall:
     taken: Callable[[Receipt, Sequence[Any]], None] = lambda *_: None
     receipt: Receipt | None = None
     _sent: bool = False
+    _not_before: float = 0.0
 
     @property
     def finished(self) -> bool:
@@ -43,7 +45,7 @@ class LearnerCall:
 
     def next_call(self, slot: Slot) -> Call | None:
         """The call, once."""
-        if self._sent or slot.role.name != "learner":
+        if not self._wanted(slot):
             return None
         self._sent = True
         return Call("learner", self.method, self.args, self.wanted, self.doing)
@@ -59,8 +61,12 @@ class LearnerCall:
         self.receipt = receipt
 
     def lost(self, call: Call) -> None:
-        """What it returned is gone: once more."""
-        self._sent = False
+        """What it needs or returned is gone: once more, after the pause that the call was given."""
+        self._sent, self._not_before = False, call.not_before
+
+    def _wanted(self, slot: Slot) -> bool:
+        at_learner = not self._sent and slot.role.name == "learner"
+        return at_learner and time.monotonic() >= self._not_before
 
 
 class Update(LearnerCall):
@@ -84,7 +90,7 @@ class Update(LearnerCall):
 
     def next_call(self, slot: Slot) -> Call | None:
         """The update, as soon as all its trajectories are there."""
-        if self._sent or slot.role.name != "learner" or not self.rollout.finished:
+        if not self._wanted(slot) or not self.rollout.finished:
             return None
         stage, interval, max_lag = self._settings
         entries = [(p, a, self.rollout.leaf(*leaf)) for p, a, leaf in self.selected]
@@ -96,6 +102,8 @@ class Update(LearnerCall):
         super().lost(call)
         leaves = [leaf for _, _, leaf in self.selected]
         gone = nodes.lost([self.rollout.leaf(*leaf) for leaf in leaves])
+        if not any(gone):  # the learner misses one, so a node is gone that still counts as alive
+            gone = [True] * len(gone)
         self.rollout.again(leaf for leaf, is_gone in zip(leaves, gone, strict=True) if is_gone)
 
 

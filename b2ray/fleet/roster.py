@@ -169,10 +169,16 @@ class Roster:
         return True
 
     def _leave_nodes(self) -> None:
-        leaving = nodes.draining()
+        leaving, alive = nodes.draining(), nodes.alive()
         staying = (SlotState.LOADING, SlotState.SYNCING, SlotState.READY)
         for slot in self.slots:
-            if slot.state in staying and leaving & {p.node for p in slot.places}:
+            on = {p.node for p in slot.places}
+            if slot.state in staying and not on <= alive and not slot.busy:
+                # A busy one is told by its call.
+                cause = "its node is lost"
+                failure = Failure(str(slot), slot.where, "waiting for work", cause, slot.log)
+                self.died(slot, failure, preempted=False)
+            elif slot.state in staying and leaving & on:
                 slot.enter(SlotState.DRAINING)
                 self._tell(slot, "drains")
 

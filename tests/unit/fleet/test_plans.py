@@ -62,6 +62,25 @@ def test_lost_leaves_are_made_again_before_the_update_is(rollout, objects):
     assert refs == ["leaf 0 1", "leaf 0 2", "new 5"]
 
 
+def test_all_leaves_are_made_again_if_nobody_knows_which_are_lost(rollout):
+    """A node that was lost a moment ago still counts as alive."""
+    plan = Update(4, 2, rollout, SELECTED, 0, lambda *_: None)
+    plan.lost(plan.next_call(slot("learner")))
+    again = [rollout.next_call(slot("sampler")) for _ in range(3)]
+    assert {(c.unit.index, c.leaves) for c in again if c} == {(0, (0, 4)), (1, (4, 6))}
+
+
+def test_it_waits_out_the_pause_that_it_was_given(objects, monkeypatch):
+    plan = LearnerCall("state", (), "reading")
+    call = plan.next_call(slot("learner"))
+    call.not_before = 50.0
+    plan.lost(call)
+    monkeypatch.setattr(module.time, "monotonic", lambda: 49.9)
+    assert plan.next_call(slot("learner")) is None
+    monkeypatch.setattr(module.time, "monotonic", lambda: 50.0)
+    assert plan.next_call(slot("learner")) is not None
+
+
 def test_an_answer_that_is_lost_on_the_way_is_asked_for_again(objects):
     plan = LearnerCall("state", (), "reading")
     call = plan.next_call(slot("learner"))
