@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 import torch
-from ray.exceptions import ObjectLostError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from b2ray.actors.learner import Learner
 from b2ray.diffusion.policy import Policy
@@ -118,6 +118,8 @@ def test_a_lost_object_is_reported_as_one(
     owner = Owner.remote()
     (ref,) = ray.get(owner.put.remote(sampled[0]), timeout=TIMEOUT)
     ray.kill(owner)
+    with pytest.raises(RayActorError):  # it is dead, and not only about to be
+        ray.get(owner.put.remote(sampled[0]), timeout=TIMEOUT)
     chosen = [(PROMPTS[0], 1.0, ref)]
     with pytest.raises(RayTaskError) as caught:
         called([learner], "update", 0, INTERVAL, chosen, 0)
