@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 import torch
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from b2ray.actors.learner import Learner
 from b2ray.diffusion.policy import Policy
@@ -101,26 +101,3 @@ def test_ranks_answer_alike_and_only_the_first_sends_arrays(
         current = [replace(t, version=2) for t in sampled]
         called(two[:1], "rehearse", INTERVAL, selected(current))
     assert isinstance(caught.value.cause, RankLost)
-
-
-@ray.remote(num_cpus=0)
-class Owner:
-    """Owns what it puts, so that it is lost with this process."""
-
-    def put(self, trajectory: Trajectory) -> list[Any]:
-        return [ray.put(trajectory)]
-
-
-def test_a_lost_object_is_reported_as_one(
-    learners: Callable[[int], list[Any]], sampled: list[Trajectory]
-) -> None:
-    (learner,) = learners(1)
-    owner = Owner.remote()
-    (ref,) = ray.get(owner.put.remote(sampled[0]), timeout=TIMEOUT)
-    ray.kill(owner)
-    with pytest.raises(RayActorError):  # it is dead, and not only about to be
-        ray.get(owner.put.remote(sampled[0]), timeout=TIMEOUT)
-    chosen = [(PROMPTS[0], 1.0, ref)]
-    with pytest.raises(RayTaskError) as caught:
-        called([learner], "update", 0, INTERVAL, chosen, 0)
-    assert isinstance(caught.value.cause, ObjectLostError)
