@@ -249,6 +249,9 @@ class Dispatcher:
             raise ConfigError(
                 f"{slot.role.name}: its runtime_env cannot be set up: {_first_line(error)}"
             ) from error
+        if isinstance(error, RayActorError) and error.actor_init_failed:
+            # Its code cannot be imported there: trying again does not mend that.
+            raise WorkerError(str(slot), slot.where, "starting", _last_line(error), str(error))
         if isinstance(error, RayActorError):
             preempted = slot.state == SlotState.DRAINING or bool(getattr(error, "preempted", False))
             self.roster.died(slot, failure, preempted=preempted)
@@ -323,5 +326,13 @@ def _error(ref: Any) -> Exception | None:
 
 
 def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    return f"{type(error).__name__}: {_lines(error)[0]}"
+
+
+def _last_line(error: Exception) -> str:
+    """Of an exception that Ray prints with its trace: what was raised in the end."""
+    return _lines(error)[-1]
+
+
+def _lines(error: Exception) -> list[str]:
+    return [line.strip() for line in str(error).splitlines() if line.strip()] or [""]

@@ -11,6 +11,13 @@ from b2ray.actors.worker import Receipt, Worker, guarded
 from b2ray.errors import ConfigError
 
 
+class Unborn(Worker):
+    """Cannot be made."""
+
+    def __init__(self) -> None:
+        raise ImportError("no module named reward_server")
+
+
 class Odd(Worker):
     """Works, unless told otherwise."""
 

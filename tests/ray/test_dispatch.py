@@ -17,7 +17,7 @@ from b2ray.fleet.roster import Event, Roster
 from b2ray.fleet.session import StopFlag
 from b2ray.fleet.slots import Call, Role, Slot, SlotState, Weights
 from b2ray.fleet.teams import team_maker
-from tests.ray.odd import Odd
+from tests.ray.odd import Odd, Unborn
 from tests.runner import Cluster
 
 
@@ -58,7 +58,7 @@ def dispatcher(cluster: Cluster):
             "odd",
             least,
             fleet.pop("sizes", lambda rooms: most),
-            team_maker(Odd, need),
+            team_maker(fleet.pop("actor", Odd), need),
             lambda places: [(rank,) for rank in range(len(places))],
             sync,
             str(need),
@@ -83,6 +83,13 @@ def test_a_bug_ends_the_run_with_its_place_and_trace(dispatcher):
 def test_a_configuration_that_an_actor_refuses_is_one(dispatcher):
     with pytest.raises(ConfigError, match="steps is 3"):
         dispatcher().run(Once("refuse"))
+
+
+def test_an_actor_that_cannot_be_made_is_not_made_again_and_again(dispatcher):
+    found = dispatcher(actor=Unborn)
+    with pytest.raises(WorkerError, match="while starting: ImportError: no module named reward"):
+        found.run(Once("work"))
+    assert found.roster.replaced.total() == 0
 
 
 def test_a_killed_actor_is_replaced_and_its_call_done_again(dispatcher, tmp_path):
