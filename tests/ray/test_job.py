@@ -24,7 +24,7 @@ import pytest
 
 from b2ray.diffusion.lora_file import FILE
 from tests.models import arguments
-from tests.ray.conftest import ROOT, when
+from tests.runner import ROOT, when
 
 
 def local(*words: object, **env: str) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray.conftest import ROOT, when
+from tests.runner import ROOT, when
 
 # Runs here what Slurm would run on a node; its own options end where Ray's command begins.
 SRUN = '#!/bin/sh\nwhile [ "$1" != ray ]; do shift; done\nexec "$@"\n'
