@@ -168,6 +168,7 @@ def scale(seconds: float) -> None:
     each = seconds / (20 * 14)
     for samplers in (1, 2, 4, 8, 16, 32, 64):
         fleet = SimulatedFleet(samplers, each)
+        fleet.dispatcher.run(Watched(units(8 * samplers, 19)))  # an actor's first calls are slower
         work = units(6 * 8 * samplers, fork=6)
         total = sum(each * len(u.groups) * (u.fork + BRANCHES * (STEPS - u.fork)) for u in work)
         plan = Watched(work)
