@@ -46,6 +46,7 @@ class SimulatedSampler(Worker):
     def load(self, seconds: float, slower: Sequence[float]) -> Receipt:
         """`seconds` per evaluation of one latent; sampler i of the cluster is `slower[i]` times."""
         self.seconds, self.slower = seconds, slower
+        self.version = 0  # the one that the units are for
         return self.receipt(time.perf_counter())
 
     def set_index(self, index: int) -> None:

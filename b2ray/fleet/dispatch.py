@@ -145,7 +145,7 @@ class Dispatcher:
 
     def _work(self, slot: Slot, plans: Sequence[Plan], now: float) -> None:
         for plan, call in self._again:
-            if call.role == slot.role.name and now >= call.not_before:
+            if call.role == slot.role.name and now >= call.not_before and _fits(slot, call):
                 self._again.remove((plan, call))
                 self._send(slot, call, plan)
                 return
@@ -299,6 +299,12 @@ class Dispatcher:
             for f in self._flights.values()
         }
         return ", ".join(waits.values()) or "nothing"
+
+
+def _fits(slot: Slot, call: Call) -> bool:
+    """Whether a slot has the policy version that a call is for, if it is for one."""
+    versioned = call.unit is not None and slot.role.sync_method is not None
+    return not versioned or (call.unit is not None and call.unit.version == slot.version)
 
 
 def _reason(slot: Slot, call: Call, error: Exception) -> Exception:

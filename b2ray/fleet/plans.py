@@ -73,6 +73,17 @@ class Update(LearnerCall):
     """An update on selected leaves of a rollout; leaves that are lost are branched again.
 
     Drive it together with the rollout.
+
+    Args:
+        stage: its number.
+        interval: n.
+        rollout: the stage's.
+        selected: (prompt, advantage, (group, branch)), in (group, branch) order.
+        max_lag: largest number of versions that a trajectory may be behind.
+        taken: as in `LearnerCall`.
+        sample_from: called with the version that samplers need: the rollout's while leaves of it
+            are made again, and then that of what else is sampled.
+        meanwhile: that version.
     """
 
     def __init__(
@@ -83,15 +94,19 @@ class Update(LearnerCall):
         selected: Sequence[tuple[str, float, tuple[int, int]]],
         max_lag: int,
         taken: Callable[[Receipt, Sequence[Any]], None],
+        sample_from: Callable[[int], None] = lambda _: None,
+        meanwhile: int = 0,
     ) -> None:
         super().__init__("update", (), f"updating on stage {stage}", taken=taken)
         self.rollout, self.selected = rollout, selected
+        self._sample_from, self._meanwhile = sample_from, meanwhile
         self._settings = (stage, interval, max_lag)
 
     def next_call(self, slot: Slot) -> Call | None:
         """The update, as soon as all its trajectories are there."""
         if not self._wanted(slot) or not self.rollout.finished:
             return None
+        self._sample_from(self._meanwhile)
         stage, interval, max_lag = self._settings
         entries = [(p, a, self.rollout.leaf(*leaf)) for p, a, leaf in self.selected]
         self.args = (stage, interval, entries, max_lag)
@@ -105,6 +120,7 @@ class Update(LearnerCall):
         if not any(gone):  # the learner misses one, so a node is gone that still counts as alive
             gone = [True] * len(gone)
         self.rollout.again(leaf for leaf, is_gone in zip(leaves, gone, strict=True) if is_gone)
+        self._sample_from(self.rollout.version)
 
 
 @dataclass

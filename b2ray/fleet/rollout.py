@@ -43,6 +43,7 @@ class Rollout:
         progress: called with the number of leaves that have all their scores.
 
     Attributes:
+        version: of the policy that all units are for.
         scores: by reward, then leaf; see `reward_table`.
         trajectories: leaf -> ref, if recorded.
         pictures: (unit index, first leaf) -> the pictures of the ranges to be kept.
@@ -62,6 +63,7 @@ class Rollout:
         progress: Callable[[int], Any] = lambda _: None,
     ) -> None:
         self.units, self.batch, self.rewards = units, branch_batch, list(rewards)
+        self.version = units[0].version
         self.record, self.embed, self.keep_pictures = record, embed, keep_pictures
         self.progress = progress
         self.scores: dict[str, dict[Leaf, float]] = defaultdict(dict)
@@ -112,7 +114,9 @@ class Rollout:
         role = slot.role.name
         if role in self._unscored:
             return self._score(role) if self._unscored[role] else None
-        if role != "sampler" or any(len(q) >= MOST_UNSCORED for q in self._unscored.values()):
+        if role != "sampler" or slot.version != self.version:
+            return None
+        if any(len(q) >= MOST_UNSCORED for q in self._unscored.values()):
             return None
         self._began = self._began or time.perf_counter()
         self._samplers.add(slot.index)

@@ -95,7 +95,8 @@ def kill_node_of(role: str) -> Action:
     """The node of a role's first actor; another comes up in its place."""
 
     def action(raylets: Raylets, dispatcher: Dispatcher, slot: Slot) -> None:
-        there = dispatcher.roster.ready(role)[0].places[0].node
+        slots = dispatcher.roster.slots
+        there = next(s for s in slots if s.role.name == role and s.places).places[0].node
         assert there != slot.places[0].node, "the fault is to hit another node than the call's"
         raylets.kill(there)
         raylets.add()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -80,6 +81,12 @@ RANKS = {"learner.ranks": 2, "fleet.learner.gpus": 1}
             {},
         ),
         (
+            "the same while the next stage is sampled (max_lag 1)",
+            [Strike("update", faults.kill_node_of("sampler"), stage=1)],
+            ("sampler 0",),
+            {"learner.max_lag": 1},
+        ),
+        (
             "a rank of the learner is killed in an update",
             [Strike("update", faults.kill_last_rank, stage=1)],
             ("learner 0",),
@@ -116,9 +123,10 @@ def test_a_fault_changes_nothing(
     over: dict[str, object],
 ) -> None:
     expected = undisturbed(**over)
-    saboteur = ward.disturbed(fault.replace(" ", "-").replace("'", ""), strikes, **over)
-    events = ward.events(fault.replace(" ", "-").replace("'", ""))
-    equal = ward.lora(fault.replace(" ", "-").replace("'", "")) == expected
+    name = re.sub(r"[^a-z0-9]+", "-", fault)
+    saboteur = ward.disturbed(name, strikes, **over)
+    events = ward.events(name)
+    equal = ward.lora(name) == expected
     seconds = []
     for slot in back:
         mine = [e for e in events if e["slot"] == slot and e["time"] >= saboteur.struck[0] - 0.1]

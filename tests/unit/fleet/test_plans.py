@@ -50,16 +50,21 @@ def test_an_update_is_sent_once_with_its_leaves_in_order(rollout):
 
 
 def test_lost_leaves_are_made_again_before_the_update_is(rollout, objects):
-    plan = Update(4, 2, rollout, SELECTED, 0, lambda *_: None)
+    versions: list[int] = []
+    plan = Update(
+        4, 2, rollout, SELECTED, 1, lambda *_: None, sample_from=versions.append, meanwhile=7
+    )
     call = plan.next_call(slot("learner"))
     objects.add("leaf 1 5")
     plan.lost(call)
+    assert versions == [7, 0]
     assert not rollout.finished and plan.next_call(slot("learner")) is None
     again = rollout.next_call(slot("sampler"))
     assert again.method == "denoise_branches" and again.unit.index == 1 and again.leaves == (4, 6)
     rollout.done(again, slot("sampler"), Receipt("sampler", "", 0, 0.1), ["p", "new 4", "new 5"])
     refs = [ref for _, _, ref in plan.next_call(slot("learner")).args[2]]
     assert refs == ["leaf 0 1", "leaf 0 2", "new 5"]
+    assert versions == [7, 0, 7]
 
 
 def test_all_leaves_are_made_again_if_nobody_knows_which_are_lost(rollout):

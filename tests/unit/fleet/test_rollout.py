@@ -26,8 +26,8 @@ def units(count: int = 3) -> list[WorkUnit]:
     ]
 
 
-def slot(role: str, index: int = 0) -> SimpleNamespace:
-    return SimpleNamespace(role=SimpleNamespace(name=role), index=index)
+def slot(role: str, index: int = 0, version: int = 0) -> SimpleNamespace:
+    return SimpleNamespace(role=SimpleNamespace(name=role), index=index, version=version)
 
 
 def answer(call):
@@ -164,3 +164,9 @@ def test_what_is_held_is_counted():
     assert plan.finished and plan.held == 700
     plan.keep([(0, 0), (1, 1)])
     assert plan.held == 300
+
+
+def test_samplers_at_another_version_get_nothing():
+    plan = Rollout(units(1), 4, SCORERS, ["a"], record=True)
+    assert plan.next_call(slot("sampler", version=1)) is None
+    assert plan.next_call(slot("sampler", version=0)) is not None
