@@ -141,7 +141,8 @@ def test_the_actors_of_the_job_fit_into_its_smallest_cluster():
         gpus = int(container["resources"]["limits"]["nvidia.com/gpu"])
         free += [float(gpus)] * group["minReplicas"]
     for need in sorted(wanted, reverse=True):
-        host = next(i for i, left in enumerate(free) if left >= need)
+        host = next((i for i, left in enumerate(free) if left >= need), None)
+        assert host is not None, f"no GPU for {need}"
         free[host] -= need
 
 

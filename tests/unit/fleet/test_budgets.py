@@ -91,6 +91,9 @@ def test_deaths_that_are_long_ago_do_not_count(clock):
     for i in range(12):
         budgets.died(slot(f"sampler {i}"), failure("killed"), preempted=False)
         clock[0] += 25
+    budgets.died(slot("sampler 12"), failure("killed"), preempted=False)  # the third in 60 s
+    with pytest.raises(WorkerError, match="the first of 4 in 60 s"):
+        budgets.died(slot("sampler 13"), failure("killed"), preempted=False)
 
 
 def test_nodes_that_are_taken_away_have_their_own_budget(clock):
