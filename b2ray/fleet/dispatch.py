@@ -28,7 +28,7 @@ from b2ray.errors import ConfigError, RankLost, Stopped, WorkerError
 from b2ray.fleet.budgets import Failure
 from b2ray.fleet.roster import Roster
 from b2ray.fleet.session import StopFlag
-from b2ray.fleet.slots import Call, Slot, SlotState
+from b2ray.fleet.slots import Call, Slot, SlotState, Team
 
 TICK = 1.0  # seconds between looks at the stop flag and the watchdogs
 REPORT_EVERY = 15.0  # seconds between messages about a wait
@@ -67,6 +67,7 @@ class Flight:
 
     plan: Plan | None  # None for loading and binding, which are the dispatcher's own
     slot: Slot
+    team: Team
     call: Call
     waiting: list[Any]  # receipts that are not in yet
     results: list[Any]
@@ -169,7 +170,7 @@ class Dispatcher:
             refs = refs if isinstance(refs, list) else [refs]
             receipts.append(refs[0])
             results.append(refs[1:])
-        flight = Flight(plan, slot, call, receipts, results[0])
+        flight = Flight(plan, slot, slot.team, call, receipts, results[0])
         self._flights |= dict.fromkeys(receipts, flight)
         slot.busy = True
 
@@ -179,6 +180,9 @@ class Dispatcher:
         flight = self._flights.pop(ref)
         if flight.slot not in self.roster.slots:
             return  # taken back before it had a place
+        if flight.slot.state == SlotState.DEAD or flight.slot.team is not flight.team:
+            self._requeue(flight)  # it was ended while it worked
+            return
         try:
             flight.receipts[ref] = ray.get(ref)
         except Exception as error:
@@ -208,6 +212,12 @@ class Dispatcher:
                 self._fail(flight, error)
             else:
                 self.roster.budgets.worked(slot, call)
+
+    def _requeue(self, flight: Flight) -> None:
+        for ref in flight.waiting:
+            self._flights.pop(ref, None)
+        if flight.plan is not None:
+            self._again.appendleft((flight.plan, flight.call))
 
     def _check_digests(self, slot: Slot, call: Call, receipts: Sequence[Receipt]) -> None:
         """Weights that did not arrive are this field's worst bug: they end the run."""

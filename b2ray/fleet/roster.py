@@ -19,6 +19,7 @@ from b2ray.fleet.budgets import Budgets, Failure
 from b2ray.fleet.slots import Call, Role, Slot, SlotState, Team, Weights
 
 LOOK_EVERY = 1.0  # seconds between questions to Ray about its nodes
+GIVE_WAY = 10.0  # seconds that one that is needed looks for room before another makes it
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Roster:
         self.replaced: Counter[str] = Counter()
         self.tell: Callable[[Event], None] = lambda _: None
         self.slots: list[Slot] = []
-        self._looked = 0.0
+        self._looked = self._gave_way = 0.0
         self._resize()
 
     def ready(self, role: str) -> list[Slot]:
@@ -152,7 +153,7 @@ class Roster:
         assert slot.team is not None
         slot.team.end()
         self.replaced[slot.role.name] += 1
-        slot.gone_at, slot.told = time.monotonic(), False
+        slot.gone_at, slot.told, slot.places = time.monotonic(), False, ()
         slot.enter(SlotState.DEAD)
 
     # --- the nodes -----------------------------------------------------------------------------
@@ -164,6 +165,7 @@ class Roster:
             return False
         self._leave_nodes()
         self._resize()
+        self._make_room()
         self._refuse_waits()
         self._looked = time.monotonic()
         return True
@@ -197,6 +199,26 @@ class Roster:
                 assert slot.team is not None
                 slot.team.end()
                 self.slots.remove(slot)
+
+    def _make_room(self) -> None:
+        """One beyond the least of its role gives way to one that the run needs.
+
+        When a learner's node is lost samplers may have all the GPUs that are left.
+        """
+        now = time.monotonic()
+        placed = Counter(s.role.name for s in self.slots if s.places)
+        for slot in self.slots:
+            if placed[slot.role.name] >= slot.role.least or slot.state != SlotState.STARTING:
+                continue
+            if now - max(slot.since, self._gave_way) < GIVE_WAY:
+                continue
+            spare = [s for s in self.slots if s.places and placed[s.role.name] > s.role.least]
+            if spare:
+                self._tell(spare[-1], "left", cause=f"makes room for {slot}")
+                self._gone(spare[-1])
+                spare[-1].not_before = now + 2 * GIVE_WAY
+                self._gave_way = now
+            return
 
     def _refuse_waits(self) -> None:
         now, patience = time.monotonic(), self.patience

@@ -12,6 +12,7 @@ from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from b2ray.fleet import nodes
+from tests.runner import when
 
 STORE = 100 * 2**20  # bytes of each node's object store
 # A killed node is noticed in 2 s instead of 12. Objects of more than a kilobyte are kept on their
@@ -76,9 +77,10 @@ class Raylets:
             self.add()
 
     def only_one(self) -> None:
-        """Only one node with GPUs."""
+        """Only one node with GPUs, and everybody knows."""
         for node in list(self.cluster.worker_nodes)[1:]:
             self.cluster.remove_node(node, allow_graceful=False)
+        when(lambda: len(nodes.alive()) == 2)
 
     def fill(self, share: float) -> None:
         """Fill the object store of every node up to a share of it."""

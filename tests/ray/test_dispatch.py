@@ -10,6 +10,7 @@ import pytest
 from b2ray.actors.worker import Receipt
 from b2ray.config import Fleet
 from b2ray.errors import ConfigError, Stopped, WorkerError
+from b2ray.fleet import roster
 from b2ray.fleet.capacity import Need
 from b2ray.fleet.dispatch import Dispatcher
 from b2ray.fleet.plans import Ready
@@ -44,6 +45,28 @@ class Once:
         self.remade += 1
 
 
+class Many:
+    """A plan of several calls."""
+
+    def __init__(self, calls: Sequence[tuple[str, ...]]) -> None:
+        self.left, self.wanted, self.pids = list(calls), len(calls), []
+
+    @property
+    def finished(self) -> bool:
+        return len(self.pids) == self.wanted
+
+    def next_call(self, slot: Slot) -> Call | None:
+        if not self.left or slot.role.name != "odd":
+            return None
+        return Call("odd", "work", self.left.pop(), 1, f"working, {len(self.left)} left")
+
+    def done(self, call: Call, slot: Slot, receipt: Receipt, results: Sequence[Any]) -> None:
+        self.pids.append(receipt.values["pid"])
+
+    def lost(self, call: Call) -> None:
+        raise AssertionError("nothing is lost")
+
+
 @pytest.fixture
 def dispatcher(cluster: Cluster):
     """Makes a dispatcher with a role of odd actors; ends them after the test."""
@@ -68,8 +91,8 @@ def dispatcher(cluster: Cluster):
         return Dispatcher(made[-1], StopFlag(), patience.stall_timeout)
 
     yield make
-    for roster in made:
-        roster.close()
+    for one in made:
+        one.close()
 
 
 def test_a_bug_ends_the_run_with_its_place_and_trace(dispatcher):
@@ -165,6 +188,31 @@ def test_those_without_room_are_taken_back_when_their_node_will_not_come(dispatc
     assert SlotState.STARTING not in [s.state for s in found.roster.slots]
 
 
+def test_one_beyond_the_least_gives_way_to_one_that_is_needed(cluster, monkeypatch):
+    """Samplers may have taken all the room when the learner needs a new place."""
+    monkeypatch.setattr(roster, "GIVE_WAY", 2.0)
+    events: list[Event] = []
+
+    def role(name: str, least: int, most: int, cpus: float) -> Role:
+        make = team_maker(Odd, Need(name, name, least, most, cpus, 0.0, {}))
+        return Role(name, least, lambda rooms: most, make, lambda places: [()])
+
+    found = Roster([role("odd", 1, 4, 2.0)], Fleet(stall_timeout=60))
+    found.tell = events.append
+    try:
+        dispatcher = Dispatcher(found, StopFlag(), 60)
+        dispatcher.run(Ready(found, patience=30))
+        found.roles, found._looked = [*found.roles, role("needed", 1, 1, 3.0)], 0.0
+        dispatcher.run(Ready(found), Many([("work",)] * 40))
+        assert found.ready("needed")
+        left = [e for e in events if e.what == "left"]
+        assert len(left) == 2 and all(e.cause == "makes room for needed 0" for e in left)
+        assert len(found.ready("odd")) == 2
+        assert not [e for e in events if e.what == "died"]
+    finally:
+        found.close()
+
+
 def test_no_room_for_one_that_is_needed_is_said_with_what_it_asks(dispatcher):
     found = dispatcher(cpus=1000.0, start_timeout=2.0)
     with pytest.raises(WorkerError, match=r"asks for 1000 CPU and 0 GPU \(nodes: .* 8 CPU"):
@@ -192,8 +240,6 @@ def test_a_node_that_goes_is_left_after_the_call(dispatcher, monkeypatch):
     found.roster.tell = events.append
     found.run(Ready(found.roster))
     place = found.roster.slots[0].places[0]
-    from b2ray.fleet import roster
-
     monkeypatch.setattr(roster.nodes, "draining", lambda: {place.node})
     found.roster._looked = 0.0
     plan = Once("work")
