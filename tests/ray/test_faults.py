@@ -35,6 +35,7 @@ def _mlflow_runs(runner: Runner, name: str) -> int:
     return sum(r.info.run_name == name for r in client.search_runs([experiment.experiment_id]))
 
 
+@pytest.mark.timeout(900)  # six starts of the command
 def test_a_killed_run_resumes_to_the_same_bytes_and_the_same_mlflow_run(
     runner: Runner, undisturbed: str
 ) -> None:
