@@ -333,7 +333,7 @@ def test_random_kills(
     seconds: int,
     pause: tuple[float, float],
 ) -> None:
-    long = {"curriculum.stages": 6}
+    long = {"curriculum.stages": 12}
     expected = undisturbed(**long)
     name = f"random-{seconds}"
     began = time.monotonic()
