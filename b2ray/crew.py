@@ -195,11 +195,15 @@ class Crew:
             self._learnt(receipt, results)
 
         max_lag = self.config.learner.max_lag
-        meanwhile = following[0].version if following else rollout.version
         plan = Update(
-            *(stage, interval, rollout, selected, max_lag, taken),
+            stage,
+            interval,
+            rollout,
+            selected,
+            max_lag,
+            taken,
             sample_from=self._sample_from,
-            meanwhile=meanwhile,
+            meanwhile=following[0].version if following else rollout.version,
         )
         ahead = self._plan(following, progress) if following else None
         self.dispatcher.run(plan, rollout, *([ahead] if ahead else []))
