@@ -15,7 +15,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +147,7 @@ class MlflowLog:
 
         if self._client().get_run(run_id).outputs.model_outputs:
             return  # logged by a process that died after it
-        mlflow.set_tracking_uri(self.uri)
-        with mlflow.start_run(run_id=run_id):
+        with tracked_at(self.uri), mlflow.start_run(run_id=run_id):
             mlflow.diffusers.log_model(
                 adapter_path=str(self.folder.lora),
                 base_model=_flavour_path(base_model),
@@ -229,6 +229,20 @@ class MlflowLog:
 def tracking_uri(config: Config) -> str:
     """The configured store, else MLFLOW_TRACKING_URI, else SQLite beside the runs."""
     return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_uri(config)
+
+
+@contextmanager
+def tracked_at(uri: str) -> Iterator[None]:
+    """Models are logged to MLflow's global store only. Left set, it (and the environment variable
+    that goes with it) would be where the next run of this process is tracked."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 def _local_uri(config: Config) -> str:

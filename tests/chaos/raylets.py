@@ -69,10 +69,12 @@ class Raylets:
     def mend(self) -> None:
         """Two nodes with GPUs that stay, and empty stores."""
         self._ballast.clear()
-        leaving = nodes.draining() if ray.is_initialized() else set()
-        for node in list(self.cluster.worker_nodes):
-            if node.node_id in leaving:
-                self.cluster.remove_node(node, allow_graceful=False)
+        if ray.is_initialized():
+            # A node that drains ends by itself when it is idle.
+            staying = nodes.alive() - nodes.draining()
+            for node in list(self.cluster.worker_nodes):
+                if node.node_id not in staying:
+                    self.cluster.remove_node(node, allow_graceful=False)
         while len(self.cluster.worker_nodes) < 2:
             self.add()
 

@@ -182,8 +182,10 @@ def test_the_driver_is_killed_and_resumes(
 ) -> None:
     expected = undisturbed()
     process = ward.process("driver", **FLEET)
-    when(lambda: ward.lines("driver") >= 2, within=240)
-    process.send_signal(signal.SIGKILL)
+    try:
+        when(lambda: ward.lines("driver") >= 2, within=240)
+    finally:
+        process.kill()
     killed = time.time()
     process.wait(30)
     assert ward.here("driver", "--resume", **FLEET) == 0

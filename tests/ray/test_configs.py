@@ -24,7 +24,7 @@ SMALL = {
     "learner": {"batch": 4, "microbatch": 8, "threads": 1},
     "evaluation": {"every": 0, "images": 4, "final_images": 4, "batch": 4, "previews": 2},
     "fleet": {
-        "samplers": {"count": 1, "cpus": 0.5, "gpus": 0},
+        "samplers": {"min": 1, "max": 1, "cpus": 0.5, "gpus": 0},
         "scorers": {"count": 1, "cpus": 0.25, "gpus": 0},
         "learner": {"cpus": 0.5, "gpus": 0},
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import mlflow
 import numpy as np
@@ -11,18 +12,19 @@ import torch
 from PIL import Image
 
 from b2ray.diffusion.lora_file import FILE, load
+from b2ray.tracking.mlflow_log import tracked_at
 from tests.models import PROMPTS, pipeline
 from tests.runner import Runner
 
 
 @pytest.fixture
-def uri(runner: Runner, undisturbed: str) -> str:
+def uri(runner: Runner, undisturbed: str) -> Iterator[str]:
     """Where MLflow has the model of the undisturbed run."""
     store = f"sqlite:///{runner.runs / 'mlflow.db'}"
     notes = json.loads((runner.runs / undisturbed / "mlflow.json").read_text())
-    mlflow.set_tracking_uri(store)
     (model,) = mlflow.MlflowClient(store).get_run(notes["run_id"]).outputs.model_outputs
-    return f"models:/{model.model_id}"
+    with tracked_at(store):
+        yield f"models:/{model.model_id}"
 
 
 def draw(pipe) -> np.ndarray:

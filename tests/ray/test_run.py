@@ -68,6 +68,7 @@ def test_the_policy_changed_and_diffusers_loads_it(runner: Runner, undisturbed: 
 
 
 def test_mlflow_has_the_run(runner: Runner, undisturbed: str) -> None:
+    assert not mlflow.is_tracking_uri_set()  # the next run of this process has a place of its own
     notes = json.loads((runner.runs / undisturbed / "mlflow.json").read_text())
     client = mlflow.MlflowClient(f"sqlite:///{runner.runs / 'mlflow.db'}")
     run = client.get_run(notes["run_id"])
