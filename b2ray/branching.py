@@ -159,17 +159,21 @@ def advantages(
 ) -> np.ndarray:
     """The advantage of every leaf, float32, shape (G, K).
 
-    `group`: (r - mean of the group) / std of the prompt's window; a lucky prefix cancels.
-    `prompt`: the z-score of r in the prompt's window, as released and as in DDPO.
+    Centred on the `group`, (r - mean of the group) / std of the prompt's window: a lucky prefix
+    cancels. Centred on the `prompt`, the z-score of r in the prompt's window, as released and as in
+    DDPO. Scaled by the `group`, its own standard deviation stands below the line (GRPO, arXiv
+    2402.03300, section 4.1.2).
 
     Args:
         rewards: float, shape (G, K).
         prompts: the prompt of each group.
         window: the rewards seen so far, this stage's included.
-        config: centre, minimum count and clamp.
+        config: centre, scale, minimum count and clamp.
     """
     statistics = window.statistics(config.min_count)
     mean, std = np.array([statistics[p] for p in prompts]).T[:, :, None]
+    if config.scale == "group":
+        std = rewards.std(axis=1, keepdims=True)
     centre = rewards.mean(axis=1, keepdims=True) if config.center == "group" else mean
     scaled = np.divide(
         rewards - centre, std, out=np.zeros_like(rewards, dtype=np.float64), where=std > MIN_STD
@@ -208,10 +212,24 @@ def select(rewards: np.ndarray, advantage: np.ndarray, config: Selection) -> np.
     return chosen
 
 
-def spread(rewards: np.ndarray, chosen: np.ndarray) -> dict[str, float]:
-    """How much the branches of a group differ, against how much the groups do."""
+def spread(rewards: np.ndarray, prompts: Sequence[str], chosen: np.ndarray) -> dict[str, float]:
+    """How much the branches of a group differ, against how much the groups do.
+
+    The branches' share is of the variance around each prompt's mean in this stage; a prompt with
+    one group has no other.
+
+    Args:
+        rewards: float, shape (G, K).
+        prompts: the prompt of each group.
+        chosen: bool, shape (G, K).
+    """
     k = rewards.shape[1]
+    _, which = np.unique(np.asarray(prompts), return_inverse=True)
+    means = np.bincount(which, rewards.mean(axis=1)) / np.bincount(which)
+    total = float(((rewards - means[which, None]) ** 2).mean())
+    within = float(rewards.var(axis=1).mean()) if k > 1 else 0.0
     return {
+        "branch/within_share": within / total if total > 0 else 0.0,
         "branch/within_std": float(rewards.std(axis=1).mean()) if k > 1 else 0.0,
         "branch/between_std": float(rewards.mean(axis=1).std()),
         "branch/pair_rate": float((chosen.sum(axis=1) >= min(2, k)).mean()),

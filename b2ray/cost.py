@@ -71,8 +71,7 @@ def plan_cost(
     groups, branches = config.groups, config.branching.branches
     images = groups * branches
     leaves = images if config.selection.kind == "all" else groups * min(2, branches)
-    bounds, growth = config.interval_bounds, config.curriculum.growth
-    intervals = [interval(stage, stages, *bounds, growth) for stage in range(stages)]
+    intervals = [_interval(config, stage) for stage in range(stages)]
     trained = sum(leaves * max(0, n - untrained) for n in intervals)
     sampling = sum(groups * (steps - n) + images * n for n in intervals)
     rescoring = trained * learner.recompute_log_probs
@@ -80,7 +79,8 @@ def plan_cost(
     evaluation = _evaluated_pictures(config) * steps
     # Checkpointing computes the forward pass again on the way back.
     per_update = 1 + BACKWARD + config.model.gradient_checkpointing
-    reference = updating * (config.objective.kl_weight > 0)
+    objective = config.objective
+    reference = updating * (objective.kl_weight > 0 or objective.kind == "dpo")
     evals = sampling + rescoring + reference + evaluation + per_update * updating
     return Cost(
         reward_queries=stages * images,
@@ -90,6 +90,14 @@ def plan_cost(
         unet_forwards=evals * (2 if config.sampling.guidance > 1 else 1),
         bytes_per_stage=_stored(config, max(intervals), latent, picture),
     )
+
+
+def _interval(config: Config, stage: int) -> int:
+    """n of a stage; one that goes by the spread grows at the most every `patience` stages."""
+    curriculum, (start, end) = config.curriculum, config.interval_bounds
+    if curriculum.extend == "spread":
+        return min(end, start + stage // curriculum.patience)
+    return interval(stage, curriculum.stages, start, end, curriculum.growth)
 
 
 def _evaluated_pictures(config: Config) -> int:

@@ -270,8 +270,8 @@ class Crew:
         scores = {n: plan.reward_table(n) for n in names}
         prompts = [group.prompt for unit in units for group in unit.groups]
         leaves = np.argwhere(np.ones_like(scores[names[0]]))[: self.config.learner.batch]
-        selected = [(prompts[g], 1.0, plan.leaf(g, k)) for g, k in leaves.tolist()]
-        call = LearnerCall("rehearse", (interval, selected), "rehearsing an update", wanted=1)
+        selected = [(prompts[g], 1.0, interval, plan.leaf(g, k)) for g, k in leaves.tolist()]
+        call = LearnerCall("rehearse", (selected,), "rehearsing an update", wanted=1)
         self.dispatcher.run(call)
         assert call.receipt is not None
         return scores, call.receipt.values["drift"]

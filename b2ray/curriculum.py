@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def interval(stage: int, stages: int, start: int, end: int, growth: float = 1.0) -> int:
@@ -31,3 +32,23 @@ def interval(stage: int, stages: int, start: int, end: int, growth: float = 1.0)
         else math.floor(levels * math.pow(stage / stages, growth))
     )
     return min(start + passed, end)
+
+
+def adapted(
+    measured: Sequence[tuple[int, float]], start: int, end: int, min_share: float, patience: int
+) -> int:
+    """n after the stages so far: a step more once the branches at this length have stopped paying.
+
+    Args:
+        measured: (n, the branches' share of the reward's variance) of every stage so far.
+        start: the first interval.
+        end: the last one.
+        min_share: below it, in the mean of the last `patience` stages at one n, the interval grows.
+        patience: stages.
+    """
+    if not measured:
+        return start
+    n = measured[-1][0]
+    recent = [share for length, share in measured[-patience:] if length == n]
+    spent = len(recent) == patience and sum(recent) / patience < min_share
+    return min(n + spent, end)

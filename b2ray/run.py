@@ -11,6 +11,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from b2ray.branching import WorkUnit, advantages, select, spread, work_units
 from b2ray.checks import check_files
 from b2ray.config import Config
 from b2ray.crew import Crew
-from b2ray.curriculum import interval
+from b2ray.curriculum import adapted, interval
 from b2ray.errors import (
     EXIT_CONFIG,
     EXIT_DONE,
@@ -150,7 +151,7 @@ class Run:
         config, crew, recorder = self.config, self.crew, self.recorder
 
         # Branch-based sampling: prefixes, K branches each, and a score for every image.
-        n, units = self.plan(state.stage)
+        n, units = self.plan(state.stage, state.shares)
         images = config.groups * config.branching.branches
         if ahead is None:
             with recorder.bar(f"stage {state.stage + 1}: sampling", images):
@@ -163,6 +164,7 @@ class Run:
         window = state.window.with_stage(prompts, rewards)
         advantage = advantages(rewards, prompts, window, config.advantage)
         chosen = select(rewards, advantage, config.selection)
+        spreads = spread(rewards, prompts, chosen)
         selected = [
             (prompts[g], float(advantage[g, k]), (g, k)) for g, k in np.argwhere(chosen).tolist()
         ]
@@ -170,7 +172,9 @@ class Run:
         # The update on the interval, beside it the next stage's sampling if that may lag; the new
         # LoRA goes to every sampler.
         last = state.stage + 1 == config.curriculum.stages
-        following = [] if last or not config.learner.max_lag else self.plan(state.stage + 1)[1]
+        shares = [*state.shares, (n, spreads["branch/within_share"])]
+        overlap = config.learner.max_lag and not last
+        following = self.plan(state.stage + 1, shares)[1] if overlap else []
         learning = f"stage {state.stage + 1}: learning on {len(selected)} leaves"
         with recorder.bar(learning, images if following else 0):
             update, ahead = crew.update(
@@ -179,7 +183,7 @@ class Run:
         updated = time.perf_counter()
         crew.sync()
         figures = {
-            **spread(rewards, chosen),
+            **spreads,
             **update.figures,
             **crew.reward_figures(rollout, rewards),
             **crew.fleet_figures(rewards.size / rollout.seconds),
@@ -193,13 +197,22 @@ class Run:
             "cost/unet_evals": float(rollout.unet_evals + update.unet_evals),
             "cost/trained_leaves": float(len(selected)),
         }
-        return recorder.commit(crew, state, window, scores, figures, costs), ahead
+        learnt = replace(state, window=window, scores=scores, shares=shares)
+        return recorder.commit(crew, learnt, figures, costs), ahead
 
-    def plan(self, stage: int) -> tuple[int, list[WorkUnit]]:
-        """Backward progressive training: a stage trains the last n of T steps; its work units."""
-        config = self.config
-        bounds, growth = config.interval_bounds, config.curriculum.growth
-        n = interval(stage, config.curriculum.stages, *bounds, growth)
+    def plan(self, stage: int, shares: Sequence[tuple[int, float]]) -> tuple[int, list[WorkUnit]]:
+        """Backward progressive training: a stage trains the last n of T steps; its work units.
+
+        Args:
+            stage: its number.
+            shares: (n, the branches' share of the variance) of the stages before it.
+        """
+        config, curriculum = self.config, self.config.curriculum
+        bounds = config.interval_bounds
+        if curriculum.extend == "spread":
+            n = adapted(shares, *bounds, curriculum.min_share, curriculum.patience)
+        else:
+            n = interval(stage, curriculum.stages, *bounds, curriculum.growth)
         # Every stage makes one version; a stage that lags is sampled from the one before.
         version = max(0, stage - config.learner.max_lag)
         return n, work_units(config, self.prompts.train, stage, version, n)

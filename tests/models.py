@@ -231,7 +231,7 @@ def selection(
 ) -> list[Selected]:
     """Trajectories as the learner gets them."""
     return [
-        Selected(prompt, advantage, lambda t=trajectory: t)
+        Selected(prompt, advantage, len(trajectory.log_probs), lambda t=trajectory: t)
         for trajectory, prompt, advantage in zip(trajectories, prompts, advantages, strict=True)
     ]
 

@@ -14,6 +14,7 @@ from b2ray.config import Config
 from b2ray.diffusion.lora_file import State, digest
 from b2ray.diffusion.trajectory import Selected, Trajectory
 
+Entry = tuple[str, float, int, Any]  # prompt, advantage, interval, ref of a `Trajectory`
 Result = tuple[Receipt, dict[str, Any] | None, dict[str, Any] | None]
 
 
@@ -77,8 +78,7 @@ class Learner(Worker):
     def update(
         self,
         stage: int,
-        interval: int,
-        selected: Sequence[tuple[str, float, Any]],
+        selected: Sequence[Entry],
         max_lag: int,
     ) -> Result:
         """Train one stage; returns what `state` returns, with the update's figures.
@@ -87,26 +87,23 @@ class Learner(Worker):
 
         Args:
             stage: keys the order of the trajectories.
-            interval: n.
-            selected: (prompt, advantage, ref of a `Trajectory`), in (group, branch) order.
+            selected: in (group, branch) order.
             max_lag: largest number of versions that a trajectory may be behind.
         """
         began, evals = time.perf_counter(), self.policy.unet_evals
         lags: list[int] = []
         items = [self._selected(entry, max_lag, lags) for entry in selected]
-        figures = self.updater.update(
-            stage, interval, items, fresh=lambda: self.ranks.mean(lags) == 0
-        )
+        figures = self.updater.update(stage, items, fresh=lambda: self.ranks.mean(lags) == 0)
         figures["fleet/lag"] = self.ranks.mean(lags)
         self.version += 1
         return self._result(began, self.policy.unet_evals - evals, figures=figures)
 
     @guarded("rehearsing an update")
-    def rehearse(self, interval: int, selected: Sequence[tuple[str, float, Any]]) -> Receipt:
+    def rehearse(self, selected: Sequence[Entry]) -> Receipt:
         """What an update would see, without one: the receipt has `Updater.rehearse`'s drift."""
         began, evals = time.perf_counter(), self.policy.unet_evals
         items = [self._selected(entry, 0, []) for entry in selected]
-        drift = self.updater.rehearse(interval, items)
+        drift = self.updater.rehearse(items)
         return self.receipt(began, self.policy.unet_evals - evals, drift=drift)
 
     def _result(self, began: float, unet_evals: int = 0, **values: Any) -> Result:
@@ -117,9 +114,9 @@ class Learner(Worker):
             return receipt, None, None
         return receipt, weights, self.updater.optimizer_state()
 
-    def _selected(self, entry: tuple[str, float, Any], max_lag: int, lags: list[int]) -> Selected:
-        """A (prompt, advantage, ref) whose trajectory is fetched when needed, its lag noted."""
-        prompt, advantage, ref = entry
+    def _selected(self, entry: Entry, max_lag: int, lags: list[int]) -> Selected:
+        """An entry whose trajectory is fetched when needed, its lag noted."""
+        prompt, advantage, interval, ref = entry
 
         def fetch() -> Trajectory:
             trajectory = ray.get(ref)
@@ -132,4 +129,4 @@ class Learner(Worker):
                 )
             return trajectory
 
-        return Selected(prompt, advantage, fetch)
+        return Selected(prompt, advantage, interval, fetch)

@@ -1,7 +1,8 @@
 """`b2ray check`: what can go wrong in hours, tried in minutes.
 
 The run's own actors load its models and take one work unit through: prefixes, branches, every
-reward, densities in the learner, and a gradient. Nothing is written.
+reward, densities in the learner, and a gradient. Nothing is written, but with --variance a picture
+that shows where to start the interval.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -18,6 +20,7 @@ from rich.table import Table
 from b2ray.actors.worker import Memory
 from b2ray.branching import work_units
 from b2ray.checks import check_files
+from b2ray.commands.variance import advice, measure, picture
 from b2ray.config import Config
 from b2ray.cost import Cost, plan_cost
 from b2ray.crew import Crew
@@ -30,6 +33,7 @@ from b2ray.tracking.show import Progress
 
 FULL = 0.95  # of a device's memory: beyond it the next larger picture or prompt may not fit
 GIB = 2**30
+USAGE = "usage: b2ray check [--config FILE] [--json] [--variance[=PICTURE]] [--section.field=…]"
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,14 @@ class Finding:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command: 0 if the configuration can be run, 2 if not."""
-    words = [a for a in argv if a != "--json"]
+    words, variance = _without_variance([a for a in argv if a != "--json"])
     findings: list[Finding] = []
     try:
         if any(w in ("-h", "--help") for w in words):
-            print(f"{__doc__}\nusage: b2ray check [--config FILE] [--json] [--section.field=…]\n")
+            print(f"{__doc__}\n{USAGE}\n")
         config = parse(words).config
+        if variance and not Path(variance).absolute().parent.is_dir():
+            raise ConfigError(f"--variance={variance}: there is no such folder; make it first")
         prompts = check_files(config)
         findings += _costs(plan_cost(config))
         with session(config) as stop:
@@ -56,6 +62,8 @@ def main(argv: Sequence[str]) -> int:
             crew = Crew(config, prompts, stop)
             try:
                 findings += rehearsal(config, prompts, crew)
+                if variance:
+                    findings += _variance(config, prompts, crew, Path(variance))
             finally:
                 crew.close()
     except Stopped:
@@ -64,6 +72,27 @@ def main(argv: Sequence[str]) -> int:
         findings.append(Finding("stopped at", str(error), False))
     _show(findings, "--json" in argv)
     return EXIT_CONFIG if any(f.sound is False for f in findings) else EXIT_DONE
+
+
+def _without_variance(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """The other arguments, and the picture's file if --variance is among them."""
+    flag, words, file = "--variance", [], None
+    for word in argv:
+        if word == flag or word.startswith(f"{flag}="):
+            file = word.removeprefix(flag).removeprefix("=") or "variance.png"
+        else:
+            words.append(word)
+    return words, file
+
+
+def _variance(config: Config, prompts: PromptSets, crew: Crew, file: Path) -> Iterator[Finding]:
+    found = list(measure(config, prompts.train.texts, crew))
+    for s in found:
+        text = f"std {s.within**0.5:.3g} within a prefix, {s.prefix**0.5:.3g} between a prompt's"
+        text += f" prefixes: the branches have {s.share:.0%} ({s.low:.0%} … {s.high:.0%})"
+        yield Finding(f"interval {s.interval}", text)
+    picture(found, file)
+    yield Finding("variance", f"{advice(found, config.sampling.steps)}; picture: {file}")
 
 
 def rehearsal(config: Config, prompts: PromptSets, crew: Crew) -> Iterator[Finding]:

@@ -44,7 +44,9 @@ __all__ = [
     "Workers",
 ]
 
-Preset = Literal["b2", "b2_released", "ddpo", "bpt_only", "bs_only"]
+Preset = Literal[
+    "b2", "b2_released", "bpt_only", "bs_only", "ddpo", "ddpo_sf", "dpok", "d3po", "grpo"
+]
 # summary.json has one entry per held-out reward, beside these.
 SUMMARY_WORDS = (
     *("name", "seed", "stages", "reward", "diversity", "reward_queries"),
@@ -115,6 +117,7 @@ class Config(BaseSettings):
             self._interval_problem(),
             self._signal_problem(),
             self._selection_problem(),
+            self._pairs_problem(),
             self._learner_problem(),
             self._name_problem(),
             self._secret_problem(),
@@ -133,6 +136,11 @@ class Config(BaseSettings):
             )
         if end < start:
             return f"curriculum.end ({end}) is below curriculum.start ({start}): swap them"
+        if self.curriculum.extend == "spread" and self.branching.branches < 2:
+            return (
+                "curriculum.extend is spread but branching.branches is 1: without branches there "
+                "is no spread to go by; use at least 2, or curriculum.extend=calendar"
+            )
         return None
 
     def _signal_problem(self) -> str | None:
@@ -165,6 +173,18 @@ class Config(BaseSettings):
                 "the thresholds overlap; make worst_below the smaller one"
             )
         return None
+
+    def _pairs_problem(self) -> str | None:
+        if self.objective.kind != "dpo":
+            return None
+        pairs = self.selection.kind == "best_worst" and self.selection.require_pair
+        if pairs and self.advantage.center == "group":
+            return None
+        return (
+            "objective.kind is dpo, which learns from the best and the worst leaf of a group: set "
+            "selection.kind=best_worst, selection.require_pair=true and advantage.center=group, "
+            "or use --preset=d3po"
+        )
 
     def _learner_problem(self) -> str | None:
         if self.learner.max_lag and self.learner.recompute_log_probs:

@@ -20,6 +20,14 @@ class Curriculum(Section):
     """The last interval, likewise."""
     growth: float = Field(1.0, gt=0)
     """Exponent of the growth over the run: 1 is linear, more stays late for longer."""
+    extend: Literal["calendar", "spread"] = "calendar"
+    """When the interval grows: by the calendar, or by a step whenever the branches of a group have
+    less than `min_share` of their prompt's variance in the mean of `patience` stages at one length
+    (`branch/within_share`). A stage needs several groups of each prompt for that."""
+    min_share: float = Field(0.2, gt=0, lt=1)
+    """See `extend`; `b2ray check --variance` measures the share for every length."""
+    patience: Positive = 3
+    """See `extend`."""
 
 
 class Branching(Section):
@@ -55,6 +63,9 @@ class Advantage(Section):
 
     center: Literal["group", "prompt"] = "group"
     """Subtract the mean of the leaf's own group, or of its prompt's window."""
+    scale: Literal["prompt", "group"] = "prompt"
+    """Divide by the spread of the prompt's window, or of the leaf's own group (GRPO's): then every
+    group counts the same, also one whose leaves hardly differ."""
     window: int = Field(8, ge=0)
     """Earlier stages whose rewards of the same prompt count in the mean and the spread."""
     min_count: int = Field(2, ge=2)
@@ -66,8 +77,9 @@ class Advantage(Section):
 class Objective(Section):
     """What the update maximises."""
 
-    kind: Literal["ppo"] = "ppo"
-    """PPO-clip."""
+    kind: Literal["ppo", "policy_gradient", "dpo"] = "ppo"
+    """PPO-clip (DDPO-IS, B²), the plain policy gradient (DDPO-SF; DPOK with a KL weight), or
+    direct preference optimisation on the best and the worst leaf of each group (D3PO)."""
     clip_nats: float = Field(1.6384, gt=0)
     """Clip range in nats of a whole step's log-likelihood. Divided by the number of latent elements
     it is the usual range: 1.6384 is DDPO's 1e-4 on Stable Diffusion's 16 384 elements, and the
@@ -76,9 +88,13 @@ class Objective(Section):
     """Weight of the KL divergence from the base model, per latent element, as in DPOK (arXiv
     2305.16381): holds the policy near the base model, most of all where a step has little noise.
     Above 0 it costs one more forward pass in learning."""
-    step_weights: Literal["none", "inverse_gradient"] = "none"
-    """Weigh the steps of a trajectory alike, or by the inverse of how strongly a step's density
-    depends on the predicted noise: the last steps otherwise drown out the early ones."""
+    beta: float = Field(0.1, gt=0)
+    """For dpo: how strongly a preference speaks, per nat of a whole step's log-likelihood; less
+    lets the policy go further from the base model."""
+    step_weights: Literal["none", "inverse_gradient", "displacement"] = "none"
+    """Weigh the steps of a trajectory alike; or by the inverse of how strongly a step's density
+    depends on the predicted noise: the last steps otherwise drown out the early ones; or by how far
+    a step moves the latents."""
 
 
 class Learner(Section):
@@ -94,8 +110,8 @@ class Learner(Section):
     """Gradients are scaled down to this norm."""
     passes: Positive = 2
     """Passes over a stage's selected trajectories."""
-    batch: Positive = 128
-    """Trajectories per optimizer step; the last, smaller one is weighted by its true count."""
+    batch: Positive | Literal["all"] = 128
+    """Trajectories per optimizer step, in parts of nearly equal size; `all`: one step a pass."""
     microbatch: Positive = 16
     """(Trajectory, step) pairs per UNet call."""
     recompute_log_probs: bool = False

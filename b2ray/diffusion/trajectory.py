@@ -29,10 +29,15 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Selected:
-    """What the driver knows of a trajectory that is trained on; `fetch` brings its arrays."""
+    """What the driver knows of a trajectory that is trained on; `fetch` brings its arrays.
+
+    Attributes:
+        interval: n, how many steps it has.
+    """
 
     prompt: str
     advantage: float
+    interval: int
     fetch: Callable[[], Trajectory]
 
 

@@ -100,16 +100,18 @@ class Update(LearnerCall):
         super().__init__("update", (), f"updating on stage {stage}", taken=taken)
         self.rollout, self.selected = rollout, selected
         self._sample_from, self._meanwhile = sample_from, meanwhile
-        self._settings = (stage, interval, max_lag)
+        self._settings = stage, max_lag
+        self._interval = interval
 
     def next_call(self, slot: Slot) -> Call | None:
         """The update, as soon as all its trajectories are there."""
         if not self._wanted(slot) or not self.rollout.finished:
             return None
         self._sample_from(self._meanwhile)
-        stage, interval, max_lag = self._settings
-        entries = [(p, a, self.rollout.leaf(*leaf)) for p, a, leaf in self.selected]
-        self.args = (stage, interval, entries, max_lag)
+        stage, max_lag = self._settings
+        n = self._interval
+        entries = [(p, a, n, self.rollout.leaf(*leaf)) for p, a, leaf in self.selected]
+        self.args = (stage, entries, max_lag)
         return super().next_call(slot)
 
     def lost(self, call: Call) -> None:

@@ -1,15 +1,14 @@
-"""What an update maximises. One function per objective, by name in `OBJECTIVES`."""
+"""What an update maximises: one file per objective, by name in `OBJECTIVES`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from b2ray.objectives.densities import Objective
+from b2ray.objectives.dpo import DPO
+from b2ray.objectives.policy_gradient import POLICY_GRADIENT
+from b2ray.objectives.ppo import PPO
 
-import torch
-
-from b2ray.objectives.ppo import ppo_clip
-
-# (log_prob, old log_prob, advantage, clip range) -> (loss per pair, clipped per pair)
-Objective = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]
-]
-OBJECTIVES: dict[str, Objective] = {"ppo": ppo_clip}
+OBJECTIVES: dict[str, Objective] = {
+    "ppo": PPO,
+    "policy_gradient": POLICY_GRADIENT,
+    "dpo": DPO,
+}

@@ -1,25 +1,26 @@
-"""PPO-clip (arXiv 1707.06347, equation 7) on single denoising steps (arXiv 2305.13301)."""
+"""PPO-clip (arXiv 1707.06347, equation 7) on single denoising steps: DDPO-IS (arXiv 2305.13301)."""
 
 from __future__ import annotations
 
 import torch
 
+from b2ray.config import Objective as Settings
+from b2ray.objectives.densities import Densities, Objective
+
 
 def ppo_clip(
-    log_prob: torch.Tensor, old_log_prob: torch.Tensor, advantage: torch.Tensor, clip: float
+    rows: Densities, settings: Settings, elements: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss of (trajectory, step) pairs.
-
-    Args:
-        log_prob: under the weights being trained, float32, shape (N,).
-        old_log_prob: under the weights that sampled, same shape.
-        advantage: of each pair's trajectory, same shape.
-        clip: epsilon, the half-width of the range of the ratio in which a pair still has gradient.
+    """The clip range is `clip_nats` of a whole step's density, so `clip_nats / elements` of a mean.
 
     Returns:
-        The loss of each pair, to be averaged, and whether clipping took its gradient away.
+        The loss of each row, to be averaged, and whether clipping took its gradient away.
     """
-    ratio = (log_prob - old_log_prob).exp()
-    free = advantage * ratio
-    bounded = advantage * ratio.clamp(1 - clip, 1 + clip)
+    clip = settings.clip_nats / elements
+    ratio = (rows.log_prob - rows.old).exp()
+    free = rows.advantage * ratio
+    bounded = rows.advantage * ratio.clamp(1 - clip, 1 + clip)
     return -torch.minimum(free, bounded), bounded < free
+
+
+PPO = Objective(ppo_clip)

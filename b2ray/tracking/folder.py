@@ -45,6 +45,7 @@ class RunState:
         reference: (mean, std) of those rewards at the first evaluation.
         counters: totals by figure name.
         evaluations: figures of each evaluation so far.
+        shares: (n, the branches' share of the reward's variance) of each stage so far.
     """
 
     stage: int = 0
@@ -55,6 +56,7 @@ class RunState:
     reference: dict[str, tuple[float, float]] = field(default_factory=dict)
     counters: dict[str, float] = field(default_factory=dict)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    shares: list[tuple[int, float]] = field(default_factory=list)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
@@ -65,6 +67,7 @@ class RunState:
         for name in ("window", "scores"):
             values[name] = RewardWindow(**values[name])
         values["reference"] = {k: tuple(v) for k, v in values["reference"].items()}
+        values["shares"] = [(n, share) for n, share in values["shares"]]
         return cls(**values)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -76,21 +76,16 @@ class Recorder:
         self,
         crew: Crew,
         state: RunState,
-        window: RewardWindow,
-        scores: RewardWindow,
         figures: Mapping[str, float],
         costs: Mapping[str, float],
     ) -> RunState:
-        """Make a stage final; evaluates first where the calendar says so."""
+        """Make a stage final; evaluates first where the calendar says so.
+
+        Args:
+            state: the stages before it, with what this one has learnt of rewards and spreads.
+        """
         counters = {k: state.counters.get(k, 0.0) + v for k, v in costs.items()}
-        following = RunState(
-            stage=state.stage + 1,
-            window=window,
-            scores=scores,
-            reference=state.reference,
-            counters={**state.counters, **counters},
-            evaluations=state.evaluations,
-        )
+        following = replace(state, stage=state.stage + 1, counters={**state.counters, **counters})
         done = self._commit(crew, following, figures)
         self.progress.stage_done()
         return done

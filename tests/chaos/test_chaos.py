@@ -273,7 +273,7 @@ def _answers(uri: str) -> None:
         except OSError:
             return False
 
-    when(there, within=120)
+    when(there, within=300)
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:

@@ -64,3 +64,22 @@ def test_prompts_that_are_cut_off_are_told(runner: Runner, capsys, tmp_path) -> 
     code, found = check(runner, capsys, prompts__train=file)
     assert code == 0
     assert "1 are cut off by the tokenizer" in found["prompts"]["found"]
+
+
+def test_variance_says_where_to_start_the_interval(runner: Runner, capsys, tmp_path) -> None:
+    file = tmp_path / "variance.png"
+    command = [*arguments(runner.models, runner.runs, "checked"), f"--variance={file}", "--json"]
+    assert main(command) == 0
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    found = {f["what"]: f["found"] for f in findings}
+    lengths = [name for name in found if name.startswith("interval ")]
+    assert lengths == [f"interval {n}" for n in (1, 2, 3, 4)]
+    # Before the whole of denoising there is no prefix but the noise, and forks differ in all steps.
+    assert "the branches have" in found["interval 4"]
+    assert str(file) in found["variance"] and file.stat().st_size > 5000
+
+
+def test_a_picture_without_a_folder_is_refused_at_once(runner: Runner, capsys) -> None:
+    words = arguments(runner.models, runner.runs, "checked")
+    assert main([*words, "--variance=/no/such/folder/x.png", "--json"]) == 2
+    assert "there is no such folder" in capsys.readouterr().out

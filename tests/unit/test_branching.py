@@ -69,6 +69,13 @@ def test_a_group_centred_advantage_is_the_distance_to_the_group_in_the_prompts_s
     np.testing.assert_allclose(scored(rewards), expected, rtol=1e-6)
 
 
+def test_scaled_by_its_own_group_every_group_counts_the_same():
+    rewards = [[1.0, 2.0, 3.0], [110.0, 120.0, 130.0], [5.0, 5.0, 5.0]]
+    found = scored(rewards, scale="group")
+    std = (2 / 3) ** 0.5
+    np.testing.assert_allclose(found, [[-1 / std, 0, 1 / std]] * 2 + [[0, 0, 0]], rtol=1e-6)
+
+
 def test_a_prompt_centred_advantage_is_the_z_score_over_all_groups_of_the_prompt():
     rewards = np.array([[1.0, 2.0], [5.0, 6.0], [7.0, 1.0]])
     found = scored(rewards, ["a", "b", "a"], center="prompt")
@@ -198,7 +205,8 @@ def test_any_number_of_leaves_works(groups, branches, seed):  # defect 1
     for config in (Selection(), RELEASED, Selection(kind="all")):
         kept = select(rewards, z, config)
         assert kept.shape == rewards.shape
-        assert np.isfinite(list(spread(rewards, kept).values())).all()
+        names = ["p"] * len(rewards)
+        assert np.isfinite(list(spread(rewards, names, kept).values())).all()
         if config.kind == "best_worst":
             assert (kept.sum(axis=1) <= 2).all()
 
@@ -208,18 +216,27 @@ def test_an_empty_selection_is_no_error():  # defect 1
     kept = select(rewards, np.zeros((3, 2)), Selection())
     assert not kept.any()
     assert np.argwhere(kept).tolist() == []
-    assert spread(rewards, kept)["branch/pair_rate"] == 0
+    assert spread(rewards, ["p"] * len(rewards), kept)["branch/pair_rate"] == 0
 
 
 def test_the_spread_within_and_between_groups():
     rewards = np.array([[0.0, 2.0], [10.0, 12.0]])
-    found = spread(rewards, np.array([[True, True], [True, False]]))
+    found = spread(rewards, ["p", "p"], np.array([[True, True], [True, False]]))
     assert found == {
+        "branch/within_share": pytest.approx(1 / 26),
         "branch/within_std": 1.0,
         "branch/between_std": 5.0,
         "branch/pair_rate": 0.5,
         "branch/selected": 0.75,
     }
+
+
+def test_what_prompts_differ_by_is_no_part_of_the_branches_share():
+    rewards = np.array([[0.0, 2.0], [1.0, 3.0], [100.0, 102.0]])
+    chosen = np.ones_like(rewards, bool)
+    found = spread(rewards, ["a", "a", "b"], chosen)["branch/within_share"]
+    # Within every group 1; of the groups of a prompt, means of 1 and 2 around 1.5.
+    assert found == pytest.approx(1 / (1 + (0.25 + 0.25) / 3))
 
 
 # --- groups and units ------------------------------------------------------------------------

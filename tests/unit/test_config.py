@@ -51,6 +51,11 @@ TABLE = {
     "bs_only": (5, (14, 14), "best_worst", (None, None), "group", 1e-4),
     "b2_released": (5, (14, 20), "best_worst", (0.5, -0.5), "prompt", 0.1),
     "b2": (5, (10, 20), "best_worst", (None, None), "group", 1e-4),
+    # What else the paper's branches can drive.
+    "ddpo_sf": (1, (20, 20), "all", (None, None), "prompt", 1e-4),
+    "dpok": (1, (20, 20), "all", (None, None), "prompt", 1e-4),
+    "d3po": (2, (20, 20), "best_worst", (None, None), "group", 1e-4),
+    "grpo": (8, (20, 20), "all", (None, None), "group", 1e-4),
 }
 
 
@@ -107,6 +112,14 @@ def test_as_many_whole_groups_as_fit_are_sampled(config):
             {"preset": "ddpo", "selection": {"kind": "best_worst", "require_pair": True}},
             ["branching.branches is 1", "require_pair", "at least 2"],
         ),
+        (
+            {"preset": "ddpo", "curriculum": {"extend": "spread"}},
+            ["curriculum.extend is spread", "branching.branches is 1", "at least 2"],
+        ),
+        (
+            {"objective": {"kind": "dpo"}},
+            ["objective.kind is dpo", "selection.require_pair=true", "--preset=d3po"],
+        ),
         ({"curriculum": {"start": 30}}, ["curriculum", "30", "sampling.steps is 20", "lower it"]),
         ({"curriculum": {"start": 20, "end": 4}}, ["curriculum.end (4)", "(20)", "swap"]),
         ({"curriculum": {"start": 2.5}}, ["curriculum.start is 2.5", "whole number"]),
@@ -129,7 +142,7 @@ def test_as_many_whole_groups_as_fit_are_sampled(config):
         ({"learner": {"ranks": 0}}, ["learner.ranks is 0", "greater than or equal to 1"]),
         ({"sampling": {"steps": "many"}}, ["sampling.steps is 'many'", "integer"]),
         ({"sampling": 3}, ["sampling is 3"]),
-        ({"preset": "grpo"}, ["preset is 'grpo'", "b2_released", "bs_only"]),
+        ({"preset": "reinforce"}, ["preset is 'reinforce'", "b2_released", "bs_only"]),
         ({"sampling": {"stepz": 3}}, ["sampling.stepz is not a field", "3", "--help"]),
         ({"rewards": []}, ["rewards is []", "at least 1"]),
         ({"rewards": [CLIP, CLIP]}, ["'clip' is used twice"]),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from b2ray.curriculum import interval
+from b2ray.curriculum import adapted, interval
 
 
 def test_the_released_schedule():
@@ -60,3 +60,26 @@ def test_linear_growth_reaches_the_end_if_there_are_stages_enough(stages, start,
 def test_a_stage_outside_the_run_is_refused(stage):
     with pytest.raises(ValueError, match=r"outside 0\.\.9"):
         interval(stage, 10, 1, 5)
+
+
+# --- growth by what the branches still differ by --------------------------------------------------
+
+
+def test_the_interval_grows_once_the_branches_share_has_stayed_low():
+    measured: list[tuple[int, float]] = []
+    lengths = []
+    shares = [0.5, 0.1, 0.4, 0.1, 0.1, 0.1, 0.5, 0.1, 0.1, 0.1]
+    for share in shares:
+        n = adapted(measured, 4, 20, min_share=0.25, patience=2)
+        lengths.append(n)
+        measured.append((n, share))
+    # Two stages at one length with a mean below 0.25; the first stage after growth counts anew.
+    assert lengths == [4, 4, 4, 4, 4, 5, 5, 5, 5, 6]
+
+
+def test_it_stays_at_the_end():
+    assert adapted([(20, 0.0)] * 9, 4, 20, min_share=0.5, patience=3) == 20
+
+
+def test_it_starts_at_the_start():
+    assert adapted([], 4, 20, min_share=0.5, patience=3) == 4

@@ -66,7 +66,7 @@ ONE_STEP = {"learner__passes": 1, "learner__batch": 100, "learner__max_grad_norm
 def test_the_gradient_is_that_of_the_mean_over_the_true_count(updater, selected, microbatch, count):
     learner = updater(**ONE_STEP, learner__microbatch=microbatch)
     expected = expected_gradient(learner, selected[:count])
-    learner.update(0, INTERVAL, selected[:count])
+    learner.update(0, selected[:count])
     error = (gradients(learner) - expected).norm() / expected.norm()
     assert error < 1e-3
 
@@ -77,7 +77,7 @@ def test_every_trajectory_is_visited_once_a_pass_and_none_is_left_over(updater, 
         replace(s, fetch=lambda j=j, s=s: visits.append(j) or s.fetch())
         for j, s in enumerate(selected)
     ]
-    figures = learner.update(0, INTERVAL, counted)
+    figures = learner.update(0, counted)
     assert sorted(visits) == sorted([*range(7)] * 2)
     assert sorted(visits[:7]) == [*range(7)]
     assert figures["policy/updates"] == 6  # 7 in 3 parts, twice
@@ -85,13 +85,13 @@ def test_every_trajectory_is_visited_once_a_pass_and_none_is_left_over(updater, 
 
 def test_gradients_are_scaled_down_to_the_largest_norm(updater, selected):
     learner = updater(**{**ONE_STEP, "learner__max_grad_norm": 1e-3})
-    figures = learner.update(0, INTERVAL, selected)
+    figures = learner.update(0, selected)
     assert figures["policy/grad_norm"] > 1e-3
     assert float(gradients(learner).norm()) == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_figures_count_per_step(updater, selected):
-    figures = updater(**ONE_STEP).update(0, INTERVAL, selected)
+    figures = updater(**ONE_STEP).update(0, selected)
     steps = {n.rsplit("_", 1)[1] for n in figures if n.startswith("policy/grad_norm/step")}
     assert steps == {"01", "02", "03"}
     assert all(np.isfinite(v) for v in figures.values())
@@ -109,14 +109,14 @@ def test_good_trajectories_become_likelier_and_bad_ones_less_likely(updater, sel
         return sum(s.advantage * likelihood(learner, s) for s in selected)
 
     before = gain()
-    learner.update(0, INTERVAL, selected)
+    learner.update(0, selected)
     assert gain() > before
 
 
 def test_a_single_good_trajectory_becomes_likelier(updater, selected):
     learner = updater(learner__lr=1e-4)
     before = likelihood(learner, selected[0])
-    learner.update(0, INTERVAL, selected[:1])
+    learner.update(0, selected[:1])
     assert likelihood(learner, selected[0]) > before
 
 
@@ -124,7 +124,7 @@ def test_the_same_update_gives_the_same_bytes(updater, selected):
     ends = []
     for _ in range(2):
         learner = updater()
-        learner.update(0, INTERVAL, selected)
+        learner.update(0, selected)
         ends.append((weights(learner), digest(learner.optimizer_state())))
     assert ends[0] == ends[1]
 
@@ -133,31 +133,31 @@ def test_stage_and_seed_decide_the_order(updater, selected):
     ends = set()
     for stage, seed in ((0, 0), (1, 0), (0, 1)):
         learner = updater(seed=seed)
-        learner.update(stage, INTERVAL, selected)
+        learner.update(stage, selected)
         ends.add(weights(learner))
     assert len(ends) == 3
 
 
 def test_a_restored_updater_goes_on_as_if_nothing_had_happened(updater, selected):
     learner = updater()
-    learner.update(0, INTERVAL, selected)
+    learner.update(0, selected)
     saved = learner.policy.lora_state(), learner.optimizer_state()
-    learner.update(1, INTERVAL, selected)
+    learner.update(1, selected)
     undisturbed = weights(learner), digest(learner.optimizer_state())
     again = updater()
     assert again.restore(*saved) == digest(saved[0])
     assert digest(again.optimizer_state()) == digest(saved[1])
-    again.update(1, INTERVAL, selected)
+    again.update(1, selected)
     assert (weights(again), digest(again.optimizer_state())) == undisturbed
 
 
 def test_restoring_the_start_forgets_the_moments(updater, selected, first_weights):
     learner = updater()
-    learner.update(0, INTERVAL, selected)
+    learner.update(0, selected)
     end = weights(learner)
     learner.restore(first_weights, {})
     assert learner.optimizer_state() == {}
-    learner.update(0, INTERVAL, selected)
+    learner.update(0, selected)
     assert weights(learner) == end
 
 
@@ -166,7 +166,7 @@ def test_restoring_the_start_forgets_the_moments(updater, selected, first_weight
 
 def test_an_empty_selection_updates_nothing(updater, first_weights):  # defect 1
     learner = updater()
-    assert learner.update(0, INTERVAL, []) == {"policy/updates": 0.0}
+    assert learner.update(0, []) == {"policy/updates": 0.0}
     assert weights(learner) == digest(first_weights)
     assert learner.optimizer_state() == {}
 
@@ -187,7 +187,7 @@ def test_steps_without_density_never_appear(updater, selected, last_step_untrain
     predict = learner.policy.predict
     learner.policy.predict = lambda i, *rest: steps.extend(i.tolist()) or predict(i, *rest)
     try:
-        figures = learner.update(0, INTERVAL, selected)
+        figures = learner.update(0, selected)
     finally:
         del learner.policy.predict
     assert set(steps) == {1, 2}
@@ -198,7 +198,8 @@ def test_an_interval_without_any_density_updates_nothing(
     updater, selected, first_weights, last_step_untrained
 ):  # defect 5
     learner = updater()
-    learner.update(0, 1, [replace(s, fetch=lambda s=s: cut(s.fetch())) for s in selected])
+    shorter = [replace(s, interval=1, fetch=lambda s=s: cut(s.fetch())) for s in selected]
+    learner.update(0, shorter)
     assert weights(learner) == digest(first_weights)
 
 
@@ -213,10 +214,10 @@ def bad(selected: list[Selected]) -> list[Selected]:
 
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted(updater, selected, first_weights):
     learner = updater(learner__passes=1, learner__batch=100)
-    figures = learner.update(0, INTERVAL, bad(selected))
+    figures = learner.update(0, bad(selected))
     assert (figures["policy/updates"], figures["policy/skipped_updates"]) == (0, 1)
     assert weights(learner) == digest(first_weights)
-    learner.update(1, INTERVAL, selected)
+    learner.update(1, selected)
     assert weights(learner) != digest(first_weights)
     assert all(np.isfinite(v).all() for v in learner.policy.lora_state().values())
 
@@ -224,16 +225,16 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(updater, selected,
 def test_gradients_that_stay_not_finite_end_the_run(updater, selected, first_weights):
     learner = updater(learner__passes=1, learner__batch=100)
     for stage in range(MAX_SKIPPED - 1):
-        learner.update(stage, INTERVAL, bad(selected))
+        learner.update(stage, bad(selected))
     with pytest.raises(ValueError, match=rf"not finite {MAX_SKIPPED} times in a row: lower"):
-        learner.update(MAX_SKIPPED, INTERVAL, bad(selected))
+        learner.update(MAX_SKIPPED, bad(selected))
     assert weights(learner) == digest(first_weights)
 
 
 def test_a_good_gradient_in_between_starts_the_count_again(updater, selected):
     learner = updater(learner__passes=1, learner__batch=100)
     for stage in range(2 * MAX_SKIPPED):
-        learner.update(stage, INTERVAL, bad(selected) if stage % 2 else selected)
+        learner.update(stage, bad(selected) if stage % 2 else selected)
         assert learner.skipped_in_a_row == stage % 2
 
 
@@ -257,18 +258,11 @@ def test_inverse_weights_give_every_step_the_same_say(updater):
 def test_steps_weigh_alike_unless_asked(updater, selected):
     assert updater().step_weights.tolist() == [1.0] * STEPS
     weighted = updater(**ONE_STEP, objective__step_weights="inverse_gradient")
-    weighted.update(0, INTERVAL, selected)
+    weighted.update(0, selected)
     found = gradients(weighted)
     plain = updater(**ONE_STEP)
-    plain.update(0, INTERVAL, selected)
+    plain.update(0, selected)
     assert not torch.allclose(found, gradients(plain), rtol=1e-2)
-
-
-# --- the clip range --------------------------------------------------------------------------
-
-
-def test_the_clip_range_is_nats_of_a_whole_step_per_latent_element(updater):
-    assert updater(objective__clip_nats=1.6384).clip == pytest.approx(1.6384 / (4 * 8 * 8))
 
 
 def test_only_the_adapter_is_optimised(updater):
@@ -295,7 +289,7 @@ def test_small_gradients_survive_half_precision(models, first_weights, scaled):
         learner = Updater(policy, settings)
         if not scaled:
             learner.loss_scale = 1.0
-        learner.update(0, INTERVAL, selection(same, PROMPTS_7, [1e-3 * a for a in ADVANTAGES_7]))
+        learner.update(0, selection(same, PROMPTS_7, [1e-3 * a for a in ADVANTAGES_7]))
         found[dtype] = gradients(learner)
     likeness = torch.nn.functional.cosine_similarity(*found.values(), dim=0)
     assert bool(likeness > 0.99) == scaled, likeness
@@ -314,7 +308,7 @@ def test_an_update_uses_its_stages_rate(updater, selected):
         over = {"learner__lr_schedule": "linear", "curriculum__stages": 10}
         learner = updater(**{**ONE_STEP, **over, "learner__weight_decay": 0})
         before = torch.cat([p.detach().flatten().clone() for p in learner.parameters.values()])
-        learner.update(stage, INTERVAL, selected)
+        learner.update(stage, selected)
         after = torch.cat([p.detach().flatten() for p in learner.parameters.values()])
         return float((after - before).abs().max())
 
@@ -324,7 +318,7 @@ def test_an_update_uses_its_stages_rate(updater, selected):
 def test_a_rehearsal_measures_the_drift_and_changes_nothing(updater, selected):
     learner = updater(learner__microbatch=3)
     before = weights(learner)
-    drift = learner.rehearse(INTERVAL, selected)
+    drift = learner.rehearse(selected)
     assert sorted(drift) == [1, 2, 3]
     assert all(0 <= v < 1e-4 for v in drift.values())
     off = [
@@ -332,8 +326,7 @@ def test_a_rehearsal_measures_the_drift_and_changes_nothing(updater, selected):
         for s in selected
     ]
     assert all(
-        v == pytest.approx(1 - np.exp(-0.5), rel=1e-3)
-        for v in learner.rehearse(INTERVAL, off).values()
+        v == pytest.approx(1 - np.exp(-0.5), rel=1e-3) for v in learner.rehearse(off).values()
     )
     assert weights(learner) == before and learner.optimizer_state() == {}
     assert all(p.grad is None for p in learner.parameters.values())
@@ -367,12 +360,12 @@ def test_the_divergence_alone_leads_back_to_the_base_model(updater, selected):
     over = {"objective__kl_weight": 1.0, "learner__lr": 3e-3, "learner__weight_decay": 0}
     learner = updater(**over, learner__passes=8)
     evals = learner.policy.unet_evals
-    first = learner.update(0, INTERVAL, still)["policy/kl_reference"]
+    first = learner.update(0, still)["policy/kl_reference"]
     assert learner.policy.unet_evals - evals == 2 * 8 * len(selected) * INTERVAL
-    later = learner.update(1, INTERVAL, still)["policy/kl_reference"]
+    later = learner.update(1, still)["policy/kl_reference"]
     assert 0 < later < 0.5 * first
 
 
 def test_without_a_weight_the_base_model_is_not_asked(updater, selected):
-    figures = updater(**ONE_STEP).update(0, INTERVAL, selected)
+    figures = updater(**ONE_STEP).update(0, selected)
     assert "policy/kl_reference" not in figures

@@ -20,7 +20,7 @@ from b2ray.objectives.ranks import Ranks
 from b2ray.objectives.update import MAX_SKIPPED, Updater
 from tests.models import config, selection
 from tests.processes import on_ranks
-from tests.unit.objectives.conftest import ADVANTAGES_7, ANY_DRIFT, INTERVAL, PROMPTS_7, STEPS
+from tests.unit.objectives.conftest import ADVANTAGES_7, ANY_DRIFT, PROMPTS_7, STEPS
 
 pytestmark = pytest.mark.slow  # the processes of all cases start in the first test's fixture
 WORLDS = (1, 2, 3)
@@ -80,13 +80,13 @@ def end_of_case(ranks: Ranks, setting: Setting, policy: Policy, name: str) -> En
     if name == "scaled":
         learner.loss_scale = 256.0
     selected = setting.selected(count)
-    drift = learner.rehearse(INTERVAL, selected)
+    drift = learner.rehearse(selected)
     counted = [
         replace(s, fetch=lambda j=j, s=s: visits.append(j) or s.fetch())
         for j, s in enumerate(selected)
     ]
     before = learner.policy.unet_evals
-    figures = learner.update(0, INTERVAL, counted)
+    figures = learner.update(0, counted)
     evals = learner.policy.unet_evals - before
     weights = learner.policy.lora_state()
     return End(weights, learner.optimizer_state(), figures, drift, evals, visits)
@@ -167,10 +167,10 @@ def skips(ranks: Ranks, setting: Setting) -> tuple[list[dict[str, float]], str, 
     """Figures of updates with one advantage that is no number, the digest, and the last words."""
     learner = setting.updater(ranks, learner__passes=1, learner__batch=100)
     bad = with_trajectory(setting.selected(), 1, lambda s: replace(s, advantage=float("nan")))
-    figures = [learner.update(stage, INTERVAL, bad) for stage in range(MAX_SKIPPED - 1)]
+    figures = [learner.update(stage, bad) for stage in range(MAX_SKIPPED - 1)]
     end = digest(learner.policy.lora_state())
     try:
-        learner.update(MAX_SKIPPED, INTERVAL, bad)
+        learner.update(MAX_SKIPPED, bad)
     except ValueError as error:
         return figures, end, str(error)
     return figures, end, "went on"
@@ -190,7 +190,7 @@ def drifted(ranks: Ranks, setting: Setting, fresh: bool) -> dict[str, float]:
     learner = setting.updater(ranks, learner__batch=100, learner__max_ratio_drift=0.1)
     off = replace(setting.sampled[1], log_probs=setting.sampled[1].log_probs + np.float32(0.05))
     bad = with_trajectory(setting.selected(), 1, lambda s: replace(s, fetch=lambda: off))
-    return learner.update(0, INTERVAL, bad, fresh=lambda: fresh)
+    return learner.update(0, bad, fresh=lambda: fresh)
 
 
 def test_a_drift_on_one_rank_is_refused_on_all(setting):
@@ -216,7 +216,7 @@ def unfetched(ranks: Ranks, setting: Setting, kill: bool) -> dict[str, float]:
         raise LookupError("a trajectory is gone")
 
     bad = with_trajectory(setting.selected(), 1, lambda s: replace(s, fetch=fetch))
-    return setting.updater(ranks, learner__batch=100).update(0, INTERVAL, bad)
+    return setting.updater(ranks, learner__batch=100).update(0, bad)
 
 
 @pytest.mark.parametrize("kill", [False, True])

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from b2ray.branching import RewardWindow
 from b2ray.config import Config, Curriculum, Evaluation, Prompts, Reward
 from b2ray.evaluation import Evaluated
 from b2ray.prompts import PromptSet, PromptSets
@@ -67,8 +66,7 @@ def run(tmp_path):
                 crew.weights.version = version
                 figures = {"interval": 3.0, "reward/mean": 0.5, "bad": 1.0}
                 costs = {"cost/reward_queries": 10.0, "cost/unet_evals": 100.0}
-                window = RewardWindow(8)
-                state = recorder.commit(crew, state, window, window, figures, costs)
+                state = recorder.commit(crew, state, figures, costs)
             summary = recorder.finish(crew)
             recorder.close()
         return summary, folder, crew

@@ -1,0 +1,87 @@
+"""Figures of an update."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from b2ray.objectives.ranks import Ranks
+
+
+class Meter:
+    """Figures of an update, summed on the way; this rank's, until they are shared."""
+
+    def __init__(self, steps: int, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.count = torch.zeros(steps)
+        self.clipped = torch.zeros(steps)
+        self.squared_grad = torch.zeros(steps)
+        self.kl = torch.zeros((), dtype=torch.float64)
+        self.kl_reference = torch.zeros((), dtype=torch.float64)
+        self.norms: list[float] = []
+        self.drift, self.drift_max = torch.zeros(2), torch.zeros(())
+
+    def add(
+        self,
+        step: torch.Tensor,
+        log_ratio: torch.Tensor,
+        clipped: torch.Tensor,
+        drift: bool,
+    ) -> None:
+        step, log_ratio = step.cpu(), log_ratio.cpu()
+        self.count.index_add_(0, step, torch.ones(len(step)))
+        self.clipped.index_add_(0, step, clipped.float().cpu())
+        # John Schulman's unbiased estimate of KL(old || new) with low variance.
+        self.kl += (log_ratio.exp() - 1 - log_ratio).sum()
+        if drift:
+            off = (log_ratio.exp() - 1).abs()
+            self.drift += torch.tensor([off.sum(), len(off)])
+            self.drift_max = torch.maximum(self.drift_max, off.max())
+
+    def add_kl(self, kl: torch.Tensor) -> None:
+        """Divergence of each pair from the base model."""
+        self.kl_reference += kl.detach().sum().cpu()
+
+    def add_gradient(self, step: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Gradient of each pair's own loss by its guided output, shape (N, C, H, W)."""
+        self.squared_grad.index_add_(0, step.cpu(), (gradient**2).sum((1, 2, 3)).cpu())
+
+    def step(self, norm: torch.Tensor) -> None:
+        self.norms.append(float(norm))
+
+    def share_drift(self) -> None:
+        """Add up what the ranks have seen of the drift: once, before it is read."""
+        self.ranks.sum([self.drift])
+        self.drift_max = self.ranks.largest(self.drift_max)
+
+    @property
+    def drift_mean(self) -> float:
+        return float(self.drift[0] / self.drift[1])
+
+    def figures(self) -> dict[str, float]:
+        """Means over all pairs of all ranks, and per denoising step: once, at the end."""
+        self.ranks.sum([self.count, self.clipped, self.squared_grad, self.kl, self.kl_reference])
+        total = float(self.count.sum())
+        if total == 0:
+            return {"policy/updates": 0.0}
+        finite = [n for n in self.norms if math.isfinite(n)]
+        reference = {"policy/kl_reference": float(self.kl_reference) / total}
+        figures = {
+            "policy/updates": float(len(finite)),
+            "policy/skipped_updates": float(len(self.norms) - len(finite)),
+            "policy/ratio_drift": self.drift_mean,
+            "policy/ratio_drift_max": float(self.drift_max),
+            "policy/clip_fraction": float(self.clipped.sum()) / total,
+            "policy/approx_kl": float(self.kl) / total,
+            **(reference if self.kl_reference else {}),
+            "policy/grad_norm": sum(finite) / max(1, len(finite)),
+        }
+        for step in self.count.nonzero().flatten().tolist():
+            figures[f"policy/clip_fraction/step_{step:02d}"] = float(
+                self.clipped[step] / self.count[step]
+            )
+            figures[f"policy/grad_norm/step_{step:02d}"] = float(
+                (self.squared_grad[step] / self.count[step]).sqrt()
+            )
+        return figures

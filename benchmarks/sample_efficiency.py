@@ -1,0 +1,37 @@
+"""Every algorithm that the paper builds on, beside B²-DiffuRL, on the embedded world.
+
+    python benchmarks/sample_efficiency.py [--runs runs/efficiency] [--jobs 2] [--methods NAME …]
+
+Tunes each method on its own small grid (benchmarks/efficiency/methods.yaml), runs each at its best
+on other seeds, and writes the table into docs/evidence.md and the curves beside it. Finished runs
+are kept and unfinished ones resumed: start it again after an interruption. `--report` only writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from efficiency.report import write
+from efficiency.trials import METHODS, reported, run_all, tuning
+
+
+def main() -> None:
+    """Tune, run, report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs/efficiency"))
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--report", action="store_true", help="write what there is, run nothing")
+    parser.add_argument("more", nargs="*", help="further fields for every run, after --")
+    given = parser.parse_args()
+    if not given.report:
+        first = [t for m in given.methods for t in tuning(m)]
+        run_all(first, given.runs, given.jobs, given.more, "tuning")
+        second = [t for m in given.methods for t in reported(m, given.runs)]
+        run_all(second, given.runs, given.jobs, given.more, "seeds")
+    write(given.runs)
+
+
+if __name__ == "__main__":
+    main()
