@@ -88,11 +88,14 @@ class Raylets:
         """Fill the object store of every node up to a share of it."""
         make = ray.remote(num_cpus=0)(_ballast)
         piece = 4 * 2**20
+        count = int(share * STORE / piece)
         for node in sorted(nodes.alive()):
+            # One task: every task of no CPU would have a process of its own.
             here = make.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+                num_returns=count,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
             )
-            self._ballast += [here.remote(piece) for _ in range(int(share * STORE / piece))]
+            self._ballast += here.remote(piece, count)
         ray.wait(self._ballast, num_returns=len(self._ballast), fetch_local=False, timeout=60)
 
     def close(self) -> None:
@@ -101,5 +104,5 @@ class Raylets:
         self.cluster.shutdown()
 
 
-def _ballast(size: int) -> np.ndarray:
-    return np.ones(size, np.uint8)
+def _ballast(size: int, count: int) -> list[np.ndarray]:
+    return [np.ones(size, np.uint8) for _ in range(count)]
