@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 
 import mlflow
 import numpy as np
 import pytest
+import ray
 import torch
 
 from b2ray.cost import plan_cost
 from b2ray.diffusion.lora_file import load
 from tests.models import PROMPTS, config, pipeline
-from tests.runner import Runner
+from tests.runner import Runner, when
 
 
 def test_the_summary_holds_what_scripts_rely_on(runner: Runner, undisturbed: str) -> None:
@@ -82,6 +84,21 @@ def test_mlflow_has_the_run(runner: Runner, undisturbed: str) -> None:
         pictures = [p for p in images if f"preview_train+step+{step}+" in p and "webp" not in p]
         assert len(pictures) == 1, images
     assert len(run.outputs.model_outputs) == 1
+
+
+def test_prometheus_is_told_of_the_run(undisturbed: str) -> None:
+    """What Ray's agent on this node answers when Prometheus asks it."""
+    (node,) = [n for n in ray.nodes() if n["Alive"]]
+    page = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+
+    def told() -> set[str]:
+        with urllib.request.urlopen(page, timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        mine = [x for x in lines if f'run="{undisturbed}"' in x]
+        return {x.split("{")[0].removeprefix("ray_") for x in mine}
+
+    wanted = {"b2ray_stage", "b2ray_phase", "b2ray_slots", "b2ray_reward_mean"}
+    when(lambda: wanted <= told(), within=60)  # it collects every few seconds
 
 
 def test_the_number_of_samplers_does_not_change_a_byte(runner: Runner, undisturbed: str) -> None:
