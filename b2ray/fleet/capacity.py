@@ -74,7 +74,7 @@ def preflight(config: Config) -> None:
 
     With `fleet.wait_for_nodes` nodes may still come: then it only says what is missing.
     """
-    there = nodes.rooms()
+    there = nodes.staying(nodes.rooms())
     short = shortage(needs(config), there)
     if short is None:
         return

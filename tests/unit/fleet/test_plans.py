@@ -43,7 +43,8 @@ def test_an_update_is_sent_once_with_its_leaves_in_order(rollout):
     assert plan.next_call(slot("sampler")) is None
     call = plan.next_call(slot("learner"))
     refs = ["leaf 0 1", "leaf 0 2", "leaf 1 5"]
-    assert call.args == (4, 2, [(p, a, r) for (p, a, _), r in zip(SELECTED, refs, strict=True)], 0)
+    entries = [(p, a, 2, ref) for (p, a, _), ref in zip(SELECTED, refs, strict=True)]
+    assert call.args == (4, entries, 0)
     assert plan.next_call(slot("learner")) is None
     plan.done(call, slot("learner"), Receipt("learner", "", 5, 0.0), ["lora", "optimizer"])
     assert plan.finished and taken == [["value of lora", "value of optimizer"]]
@@ -62,7 +63,7 @@ def test_lost_leaves_are_made_again_before_the_update_is(rollout, objects):
     again = rollout.next_call(slot("sampler"))
     assert again.method == "denoise_branches" and again.unit.index == 1 and again.leaves == (4, 6)
     rollout.done(again, slot("sampler"), Receipt("sampler", "", 0, 0.1), ["p", "new 4", "new 5"])
-    refs = [ref for _, _, ref in plan.next_call(slot("learner")).args[2]]
+    refs = [entry[-1] for entry in plan.next_call(slot("learner")).args[1]]
     assert refs == ["leaf 0 1", "leaf 0 2", "new 5"]
     assert versions == [7, 0, 7]
 
