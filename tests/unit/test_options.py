@@ -127,7 +127,7 @@ def test_the_quickstart_with_three_rewards_differs_in_nothing_else():
         (["--config"], ["--config"]),
         (["--config=/"], ["--config /"]),
         (["--resume"], ["--resume", "--name"]),
-        (["--preset=grpo"], ["preset is 'grpo'", "ddpo"]),
+        (["--preset=reinforce"], ["preset is 'reinforce'", "ddpo"]),
         (["--curriculum.start=99"], ["curriculum", "99", "sampling.steps"]),
     ],
 )
