@@ -17,6 +17,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 DOCS = Path(__file__).parents[2] / "docs"
+CURVES = DOCS / "evidence_curves.png"
 MARKS = ("<!-- table -->", "<!-- /table -->")
 PEER = "DDPO-IS"  # what the others are held against
 
@@ -76,7 +77,7 @@ def reaches(curves: Sequence[Curve], level: float) -> tuple[float, float] | None
 
 
 def write(runs: Path) -> None:
-    """docs/evidence.md's table, the curves, and the pictures of the median seed of each method."""
+    """docs/evidence.md's table and the curves."""
     done = {m: [t for t in reported(m, runs) if t.summary(runs)] for m in METHODS}
     done = {m: trials for m, trials in done.items() if trials}
     if not done:
@@ -84,11 +85,11 @@ def write(runs: Path) -> None:
     curves = {m: [curve(t, runs) for t in trials] for m, trials in done.items()}
     text = (DOCS / "evidence.md").read_text(encoding="utf-8")
     before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-    body = table(done, curves, runs)
+    body = f"{table(done, curves, runs)}\n\n![curves]({CURVES.name})"
     (DOCS / "evidence.md").write_text(
         f"{before}{MARKS[0]}\n{body}\n{MARKS[1]}{after}", encoding="utf-8"
     )
-    plot(curves, DOCS / "evidence_curves.png")
+    plot(curves, CURVES)
 
 
 def table(done: dict[str, list[Trial]], curves: dict[str, list[Curve]], runs: Path) -> str:
