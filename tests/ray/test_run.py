@@ -86,19 +86,24 @@ def test_mlflow_has_the_run(runner: Runner, undisturbed: str) -> None:
     assert len(run.outputs.model_outputs) == 1
 
 
-def test_prometheus_is_told_of_the_run(undisturbed: str) -> None:
-    """What Ray's agent on this node answers when Prometheus asks it."""
+def test_prometheus_is_told_of_the_run(runner: Runner) -> None:
+    """What Ray's agent on this node answers when Prometheus asks it, while a run goes on."""
     (node,) = [n for n in ray.nodes() if n["Alive"]]
     page = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
 
     def told() -> set[str]:
         with urllib.request.urlopen(page, timeout=10) as answer:
             lines = answer.read().decode().splitlines()
-        mine = [x for x in lines if f'run="{undisturbed}"' in x]
+        mine = [x for x in lines if 'run="watched"' in x]
         return {x.split("{")[0].removeprefix("ray_") for x in mine}
 
     wanted = {"b2ray_stage", "b2ray_phase", "b2ray_slots", "b2ray_reward_mean"}
-    when(lambda: wanted <= told(), within=60)  # it collects every few seconds
+    process = runner.process("watched", curriculum__stages=500)
+    try:
+        when(lambda: wanted <= told(), within=200)  # it collects every few seconds
+    finally:
+        process.kill()
+        process.wait(30)
 
 
 def test_the_number_of_samplers_does_not_change_a_byte(runner: Runner, undisturbed: str) -> None:
