@@ -269,7 +269,8 @@ class Crew:
         self.dispatcher.run(plan)
         scores = {n: plan.reward_table(n) for n in names}
         prompts = [group.prompt for unit in units for group in unit.groups]
-        leaves = np.argwhere(np.ones_like(scores[names[0]]))[: self.config.learner.batch]
+        size = self.config.learner.batch
+        leaves = np.argwhere(np.ones_like(scores[names[0]]))[: None if size == "all" else size]
         selected = [(prompts[g], 1.0, interval, plan.leaf(g, k)) for g, k in leaves.tolist()]
         call = LearnerCall("rehearse", (selected,), "rehearsing an update", wanted=1)
         self.dispatcher.run(call)

@@ -113,7 +113,7 @@ class Learner(Section):
     batch: Positive | Literal["all"] = 128
     """Trajectories per optimizer step, in parts of nearly equal size; `all`: one step a pass."""
     microbatch: Positive = 16
-    """(Trajectory, step) pairs per UNet call."""
+    """(Trajectory, step) rows per UNet call."""
     recompute_log_probs: bool = False
     """Compute the old log-probabilities again in the learner, at its batch shape, instead of using
     the sampler's; costs one more forward pass."""

@@ -60,7 +60,7 @@ class Meter:
         return float(self.drift[0] / self.drift[1])
 
     def figures(self) -> dict[str, float]:
-        """Means over all pairs of all ranks, and per denoising step: once, at the end."""
+        """Means over all rows of all ranks, and per denoising step: once, at the end."""
         self.ranks.sum([self.count, self.clipped, self.squared_grad, self.kl, self.kl_reference])
         total = float(self.count.sum())
         if total == 0:

@@ -67,7 +67,8 @@ class RunState:
         for name in ("window", "scores"):
             values[name] = RewardWindow(**values[name])
         values["reference"] = {k: tuple(v) for k, v in values["reference"].items()}
-        values["shares"] = [(n, share) for n, share in values["shares"]]
+        # A run that was begun before there were shares goes on.
+        values["shares"] = [(n, share) for n, share in values.get("shares", [])]
         return cls(**values)
 
 

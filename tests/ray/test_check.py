@@ -66,6 +66,12 @@ def test_prompts_that_are_cut_off_are_told(runner: Runner, capsys, tmp_path) -> 
     assert "1 are cut off by the tokenizer" in found["prompts"]["found"]
 
 
+def test_an_update_of_one_step_can_be_rehearsed(runner: Runner, capsys) -> None:
+    code, found = check(runner, capsys, learner__batch="all")
+    assert code == 0
+    assert found["ratio"]["sound"]
+
+
 def test_variance_says_where_to_start_the_interval(runner: Runner, capsys, tmp_path) -> None:
     file = tmp_path / "variance.png"
     command = [*arguments(runner.models, runner.runs, "checked"), f"--variance={file}", "--json"]
