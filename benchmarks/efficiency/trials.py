@@ -44,6 +44,8 @@ class Trial:
     def command(self, runs: Path, more: Iterable[str]) -> list[str]:
         """The command line of the run."""
         fields = {**METHODS[self.method]["fixed"], **dict(self.setting)}
+        if self.seed in DECLARED["tuning_seeds"]:
+            fields |= DECLARED["tuning_fields"]
         preset = fields.pop("preset")
         return [
             *(sys.executable, "-m", "b2ray.run", f"--config={HERE / 'base.yaml'}"),
