@@ -12,11 +12,12 @@ import ray
 from b2ray.actors.worker import Receipt
 from b2ray.errors import WorkerError
 from b2ray.fleet import nodes
-from b2ray.fleet.rollout import Rollout
+from b2ray.fleet.rollout import Leaf, Rollout
 from b2ray.fleet.roster import Roster
 from b2ray.fleet.slots import Call, Slot
+from b2ray.replay import Kept
 
-FETCH_WITHIN = 300.0  # seconds for the learner's weights to reach the driver
+FETCH_WITHIN = 300.0  # seconds for what the driver keeps to reach it
 
 
 @dataclass
@@ -52,17 +53,19 @@ class LearnerCall:
 
     def done(self, call: Call, slot: Slot, receipt: Receipt, results: Sequence[Any]) -> None:
         """Take the answer."""
-        try:
-            fetched = ray.get(list(results), timeout=FETCH_WITHIN)
-        except ray.exceptions.GetTimeoutError as error:
-            cause = f"its weights did not reach the driver in {FETCH_WITHIN:g} s"
-            raise WorkerError(str(slot), slot.where, call.doing, cause) from error
-        self.taken(receipt, fetched)
+        self.taken(receipt, self._fetched(results, "its weights", call, slot))
         self.receipt = receipt
 
     def lost(self, call: Call) -> None:
         """What it needs or returned is gone: once more, after the pause that the call was given."""
         self._sent, self._not_before = False, call.not_before
+
+    def _fetched(self, refs: Sequence[Any], what: str, call: Call, slot: Slot) -> list[Any]:
+        try:
+            return list(ray.get(list(refs), timeout=FETCH_WITHIN))
+        except ray.exceptions.GetTimeoutError as error:
+            cause = f"{what} did not reach the driver in {FETCH_WITHIN:g} s"
+            raise WorkerError(str(slot), slot.where, call.doing, cause) from error
 
     def _wanted(self, slot: Slot) -> bool:
         at_learner = not self._sent and slot.role.name == "learner"
@@ -84,6 +87,11 @@ class Update(LearnerCall):
         sample_from: called with the version that samplers need: the rollout's while leaves of it
             are made again, and then that of what else is sampled.
         meanwhile: that version.
+        replayed: what is trained on again; refs of the driver's own, which no node takes along.
+        keep: selected leaves that later stages may train on again.
+
+    Attributes:
+        kept: of those leaves, refs of the driver's own to their trajectories, once it is finished.
     """
 
     def __init__(
@@ -96,12 +104,16 @@ class Update(LearnerCall):
         taken: Callable[[Receipt, Sequence[Any]], None],
         sample_from: Callable[[int], None] = lambda _: None,
         meanwhile: int = 0,
+        replayed: Sequence[Kept] = (),
+        keep: Sequence[Leaf] = (),
     ) -> None:
         super().__init__("update", (), f"updating on stage {stage}", taken=taken)
         self.rollout, self.selected = rollout, selected
         self._sample_from, self._meanwhile = sample_from, meanwhile
         self._settings = stage, max_lag
         self._interval = interval
+        self._replayed, self._keep = list(replayed), list(keep)
+        self.kept: dict[Leaf, Any] = {}
 
     def next_call(self, slot: Slot) -> Call | None:
         """The update, as soon as all its trajectories are there."""
@@ -111,8 +123,15 @@ class Update(LearnerCall):
         stage, max_lag = self._settings
         n = self._interval
         entries = [(p, a, n, self.rollout.leaf(*leaf)) for p, a, leaf in self.selected]
-        self.args = (stage, entries, max_lag)
+        self.args = (stage, entries, max_lag, self._replayed)
         return super().next_call(slot)
+
+    def done(self, call: Call, slot: Slot, receipt: Receipt, results: Sequence[Any]) -> None:
+        """Take the answer. What is kept comes first: until then, lost leaves can be made again."""
+        refs = [self.rollout.leaf(*leaf) for leaf in self._keep]
+        found = self._fetched(refs, "trajectories to be replayed", call, slot) if refs else []
+        self.kept = {leaf: ray.put(t) for leaf, t in zip(self._keep, found, strict=True)}
+        super().done(call, slot, receipt, results)
 
     def lost(self, call: Call) -> None:
         """Trajectories went with their node: those leaves are branched again."""

@@ -16,6 +16,7 @@ from b2ray.actors.learner import Learner
 from b2ray.diffusion.policy import Policy
 from b2ray.diffusion.trajectory import Trajectory
 from b2ray.errors import RankLost, WorkerError
+from b2ray.replay import Kept
 from tests.models import PROMPTS, config, rollout
 from tests.processes import free_port
 from tests.runner import Cluster
@@ -32,12 +33,12 @@ def sampled(models: Path) -> list[Trajectory]:
 
 
 @pytest.fixture
-def learners(cluster: Cluster, models: Path) -> Iterator[Callable[[int], list[Any]]]:
+def learners(cluster: Cluster, models: Path) -> Iterator[Callable[..., list[Any]]]:
     """Starts and loads the actors of a learner."""
     started = []
 
-    def start(world: int) -> list[Any]:
-        settings = config(models, learner__ranks=world)
+    def start(world: int, **over: object) -> list[Any]:
+        settings = config(models, learner__ranks=world, **over)
         address = f"127.0.0.1:{free_port()}" if world > 1 else ""
         actors = [ray.remote(num_cpus=0.5)(Learner).remote() for _ in range(world)]
         started.extend(actors)
@@ -50,9 +51,9 @@ def learners(cluster: Cluster, models: Path) -> Iterator[Callable[[int], list[An
         ray.kill(actor)
 
 
-def selected(trajectories: list[Trajectory]) -> list[tuple[str, float, Any]]:
+def selected(trajectories: list[Trajectory]) -> list[tuple[str, float, int, Any]]:
     refs = [ray.put(t) for t in trajectories]
-    return list(zip(PROMPTS, ADVANTAGES, refs, strict=True))
+    return [(p, a, INTERVAL, ref) for p, a, ref in zip(PROMPTS, ADVANTAGES, refs, strict=True)]
 
 
 def called(actors: list[Any], method: str, *args: Any) -> list[list[Any]]:
@@ -62,15 +63,15 @@ def called(actors: list[Any], method: str, *args: Any) -> list[list[Any]]:
 
 
 def test_ranks_answer_alike_and_only_the_first_sends_arrays(
-    learners: Callable[[int], list[Any]], sampled: list[Trajectory]
+    learners: Callable[..., list[Any]], sampled: list[Trajectory]
 ) -> None:
     two, one = learners(2), learners(1)
     states = called(two, "state")
     assert states[0][0].values["digest"] == states[1][0].values["digest"]
     assert states[0][1] and states[1][1:] == [None, None]
 
-    updates = called(two, "update", 0, INTERVAL, selected(sampled), 0)
-    (single,) = called(one, "update", 0, INTERVAL, selected(sampled), 0)
+    updates = called(two, "update", 0, selected(sampled), 0)
+    (single,) = called(one, "update", 0, selected(sampled), 0)
     receipts = [u[0] for u in updates]
     assert [r.version for r in receipts] == [1, 1]
     assert receipts[0].values["digest"] == receipts[1].values["digest"]
@@ -86,18 +87,46 @@ def test_ranks_answer_alike_and_only_the_first_sends_arrays(
     # One of the three is of the new version. Its densities are those of older weights, and all
     # is accepted: the ratio corrects what is late.
     late = [sampled[0], replace(sampled[1], version=1), sampled[2]]
-    for receipt, _, _ in called(two, "update", 1, INTERVAL, selected(late), 1):
+    for receipt, _, _ in called(two, "update", 1, selected(late), 1):
         assert receipt.values["figures"]["fleet/lag"] == pytest.approx(2 / 3)
         assert receipt.values["figures"]["policy/ratio_drift"] > 0
 
     # At version 2 these are too old for any setting: each rank says so of its own.
     for actor in two:
         with pytest.raises(RayTaskError, match="policy version 0 reached the learner") as caught:
-            called([actor], "rehearse", INTERVAL, selected(sampled))
+            called([actor], "rehearse", selected(sampled))
         assert isinstance(caught.value.cause, WorkerError)
 
     ray.kill(two[1])
     with pytest.raises(RayTaskError) as caught:
         current = [replace(t, version=2) for t in sampled]
-        called(two[:1], "rehearse", INTERVAL, selected(current))
+        called(two[:1], "rehearse", selected(current))
     assert isinstance(caught.value.cause, RankLost)
+
+
+def test_what_is_replayed_may_be_older_by_its_age_and_no_more(
+    learners: Callable[..., list[Any]], sampled: list[Trajectory]
+) -> None:
+    learner = learners(1, replay__stages=2, learner__batch=8)
+
+    def old(stage: int, version: int) -> Kept:
+        made = replace(sampled[0], version=version)
+        return Kept(stage, PROMPTS[0], 1.0, INTERVAL, ray.put(made))
+
+    def update(stage: int, max_lag: int, *replayed: Kept) -> dict[str, float]:
+        own = [replace(t, version=max(0, stage - max_lag)) for t in sampled]
+        ((receipt, _, _),) = called(learner, "update", stage, selected(own), max_lag, replayed)
+        return dict(receipt.values["figures"])
+
+    assert update(0, 0)["fleet/lag"] == 0
+    # The lag is that of the stage's own.
+    assert update(1, 1, old(0, 0))["fleet/lag"] == 1
+    assert update(2, 1, old(0, 0), old(1, 0), old(1, 1))["fleet/lag"] == 1
+    # From the learner's own version, from one before its stage's, and kept for three stages.
+    for kept, words in (
+        (old(2, 3), "version 3 reached .* a lag of 1 to 1 is"),
+        (old(2, 1), "version 1 reached .* a lag of 1 to 1 is"),
+        (old(0, 0), "version 0 reached .* a lag of 3 to 2 is"),
+    ):
+        with pytest.raises(RayTaskError, match=words):
+            update(3, 0, kept)
