@@ -214,7 +214,6 @@ class Crew:
 
         max_lag, replayed = self.config.learner.max_lag, self._kept
         own = [Kept(stage, p, a, interval, leaf) for p, a, leaf in selected]
-        kept = largest([*replayed, *own], stage + 1, self.config)
         plan = Update(
             stage,
             interval,
@@ -225,14 +224,11 @@ class Crew:
             sample_from=self._sample_from,
             meanwhile=following[0].version if following else rollout.version,
             replayed=replayed,
-            keep=[k.trajectory for k in kept if k.stage == stage],
+            keep=largest([*replayed, *own], stage + 1, self.config),
         )
         ahead = self._plan(following, progress) if following else None
         self.dispatcher.run(plan, rollout, *([ahead] if ahead else []))
-        self._kept = [
-            replace(k, trajectory=plan.kept[k.trajectory]) if k.stage == stage else k for k in kept
-        ]
-        receipt = found[-1]
+        self._kept, receipt = plan.kept, found[-1]
         figures = {**receipt.values["figures"], **self._replay_figures(stage, replayed)}
         leaves = len(selected) + len(replayed)
         return Updated(leaves, figures, receipt.unet_evals, receipt.seconds), ahead

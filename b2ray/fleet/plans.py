@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -12,7 +12,7 @@ import ray
 from b2ray.actors.worker import Receipt
 from b2ray.errors import WorkerError
 from b2ray.fleet import nodes
-from b2ray.fleet.rollout import Leaf, Rollout
+from b2ray.fleet.rollout import Rollout
 from b2ray.fleet.roster import Roster
 from b2ray.fleet.slots import Call, Slot
 from b2ray.replay import Kept
@@ -88,10 +88,11 @@ class Update(LearnerCall):
             are made again, and then that of what else is sampled.
         meanwhile: that version.
         replayed: what is trained on again; refs of the driver's own, which no node takes along.
-        keep: selected leaves that later stages may train on again.
+        keep: what the next stage trains on again, this stage's last and with leaves in place of
+            trajectories.
 
     Attributes:
-        kept: of those leaves, refs of the driver's own to their trajectories, once it is finished.
+        kept: that, with refs of the driver's own, once the update is finished.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Update(LearnerCall):
         sample_from: Callable[[int], None] = lambda _: None,
         meanwhile: int = 0,
         replayed: Sequence[Kept] = (),
-        keep: Sequence[Leaf] = (),
+        keep: Sequence[Kept] = (),
     ) -> None:
         super().__init__("update", (), f"updating on stage {stage}", taken=taken)
         self.rollout, self.selected = rollout, selected
@@ -113,7 +114,7 @@ class Update(LearnerCall):
         self._settings = stage, max_lag
         self._interval = interval
         self._replayed, self._keep = list(replayed), list(keep)
-        self.kept: dict[Leaf, Any] = {}
+        self.kept: list[Kept] = []
 
     def next_call(self, slot: Slot) -> Call | None:
         """The update, as soon as all its trajectories are there."""
@@ -128,9 +129,12 @@ class Update(LearnerCall):
 
     def done(self, call: Call, slot: Slot, receipt: Receipt, results: Sequence[Any]) -> None:
         """Take the answer. What is kept comes first: until then, lost leaves can be made again."""
-        refs = [self.rollout.leaf(*leaf) for leaf in self._keep]
+        old = [k for k in self._keep if k.stage < self._settings[0]]
+        new = self._keep[len(old) :]
+        refs = [self.rollout.leaf(*k.trajectory) for k in new]
         found = self._fetched(refs, "trajectories to be replayed", call, slot) if refs else []
-        self.kept = {leaf: ray.put(t) for leaf, t in zip(self._keep, found, strict=True)}
+        own = [replace(k, trajectory=ray.put(t)) for k, t in zip(new, found, strict=True)]
+        self.kept = [*old, *own]
         super().done(call, slot, receipt, results)
 
     def lost(self, call: Call) -> None:

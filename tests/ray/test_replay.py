@@ -62,6 +62,7 @@ def test_every_commit_has_what_its_next_stage_trains_on(runner: Runner, replayin
     assert not (last / FILE).exists()
 
 
+@pytest.mark.timeout(600)  # three starts of the command
 def test_killed_it_resumes_to_the_same_bytes(runner: Runner, replaying: str) -> None:
     """Before the first stage that replays, and between two of them."""
     name = "replay_killed"

@@ -91,17 +91,26 @@ def test_what_is_replayed_follows_the_stages_own_and_is_never_made_again(rollout
             rollout.done(again, slot("sampler"), *answer(again))
 
 
+def left(*leaves: tuple[int, int]) -> list[Kept]:
+    """Leaves of stage 4, to be trained on again."""
+    return [Kept(4, "p", 1.0, 2, leaf) for leaf in leaves]
+
+
 def test_what_is_kept_becomes_the_drivers_own(rollout):
-    plan = Update(4, 2, rollout, SELECTED, 0, lambda *_: None, keep=[(0, 1), (3, 2)])
+    keep = [OLD, *left((0, 1), (3, 2))]
+    plan = Update(4, 2, rollout, SELECTED, 0, lambda *_: None, replayed=[OLD], keep=keep)
     call = plan.next_call(slot("learner"))
     plan.done(call, slot("learner"), Receipt("learner", "", 5, 0.0), ["lora", "optimizer"])
-    assert plan.kept == {(0, 1): "own value of leaf 0 1", (3, 2): "own value of leaf 1 5"}
+    assert [k.trajectory for k in plan.kept] == [
+        *("old 3", "own value of leaf 0 1", "own value of leaf 1 5")
+    ]
+    assert plan.kept[0] == OLD and [k.stage for k in plan.kept] == [3, 4, 4]
 
 
 def test_a_leaf_to_be_kept_that_goes_after_the_update_is_made_again(rollout, objects):
     """The learner had it; nothing is taken before the driver has it, too."""
     taken = []
-    plan = Update(4, 2, rollout, SELECTED, 0, lambda *a: taken.append(a), keep=[(3, 2)])
+    plan = Update(4, 2, rollout, SELECTED, 0, lambda *a: taken.append(a), keep=left((3, 2)))
     call, receipt = plan.next_call(slot("learner")), Receipt("learner", "", 5, 0.0)
     objects.add("leaf 1 5")
     with pytest.raises(ray.exceptions.ObjectLostError):
@@ -113,7 +122,7 @@ def test_a_leaf_to_be_kept_that_goes_after_the_update_is_made_again(rollout, obj
     rollout.done(again, slot("sampler"), Receipt("sampler", "", 0, 0.1), ["p", "new 4", "new 5"])
     call = plan.next_call(slot("learner"))
     plan.done(call, slot("learner"), receipt, ["lora", "optimizer"])
-    assert plan.finished and plan.kept == {(3, 2): "own value of new 5"}
+    assert plan.finished and [k.trajectory for k in plan.kept] == ["own value of new 5"]
 
 
 def test_it_waits_out_the_pause_that_it_was_given(objects, monkeypatch):
