@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from b2ray.config import Config
@@ -17,7 +18,8 @@ class Cost:
     """A run's work. UNet evaluations are guided ones of one latent, as `cost/unet_evals` counts.
 
     Learning is an upper bound: groups whose rewards tie, or whose leaves miss a threshold, train
-    on fewer leaves. With `selection.kind=all`, or the best and the worst without thresholds, it is
+    on fewer leaves, and what is replayed may be of stages with shorter intervals. With
+    `selection.kind=all`, or the best and the worst without thresholds, and without replay, it is
     what a run reports, unless rewards tie.
 
     Attributes:
@@ -27,7 +29,7 @@ class Cost:
         unet_evals_evaluation: on fixed seeds; a run does not report them.
         unet_forwards: UNet calls on one latent that all of it is worth, backward passes included.
         bytes_per_stage: what the largest stage puts into Ray's object store: prefixes,
-            trajectories and pictures of every leaf.
+            trajectories and pictures of every leaf, and what is replayed.
     """
 
     reward_queries: int
@@ -72,7 +74,8 @@ def plan_cost(
     images = groups * branches
     leaves = images if config.selection.kind == "all" else groups * min(2, branches)
     intervals = [_interval(config, stage) for stage in range(stages)]
-    trained = sum(leaves * max(0, n - untrained) for n in intervals)
+    learnt = [n for stage in range(stages) for n in _learnt(config, leaves, intervals[: stage + 1])]
+    trained = sum(max(0, n - untrained) for n in learnt)
     sampling = sum(groups * (steps - n) + images * n for n in intervals)
     rescoring = trained * learner.recompute_log_probs
     updating = trained * learner.passes
@@ -100,6 +103,14 @@ def _interval(config: Config, stage: int) -> int:
     return interval(stage, curriculum.stages, start, end, curriculum.growth)
 
 
+def _learnt(config: Config, leaves: int, intervals: Sequence[int]) -> list[int]:
+    """The interval of each leaf that the last of these stages trains on, at the most: the latest
+    of those that may be replayed have the longest."""
+    replay, (*earlier, n) = config.replay, intervals
+    old = [m for m in earlier[::-1][: replay.stages] for _ in range(leaves)]
+    return [n] * leaves + old[: replay.trajectories]
+
+
 def _evaluated_pictures(config: Config) -> int:
     """Pictures on fixed seeds: every set before and after, the training prompts in between."""
     evaluation, stages = config.evaluation, config.curriculum.stages
@@ -119,5 +130,6 @@ def _stored(
     c, h, w = latent or (4, height // VAE_SCALE, width // VAE_SCALE)
     one = c * h * w * LATENT_BYTES[config.model.dtype]
     log_probs, pixels = 4 * n, 3 * height * width
-    leaf = (n + 1) * one + log_probs + pixels
-    return config.groups * (one + config.branching.branches * leaf)
+    trajectory = (n + 1) * one + log_probs
+    kept = config.replay.trajectories * trajectory if config.replay.stages else 0
+    return config.groups * (one + config.branching.branches * (trajectory + pixels)) + kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from b2ray.fleet.session import StopFlag
 from b2ray.fleet.slots import Role, SlotState, Weights
 from b2ray.fleet.teams import most, team_maker
 from b2ray.prompts import PromptSets
+from b2ray.replay import Kept, largest
 from b2ray.rewards import refuse_constant
 from b2ray.rewards.combine import Statistics, combine
 
@@ -36,8 +37,13 @@ STARTS_WITHIN = 60.0  # seconds after which an actor that has no node counts as 
 
 @dataclass(frozen=True)
 class Updated:
-    """What a stage's update says of itself."""
+    """What a stage's update says of itself.
 
+    Attributes:
+        leaves: that were trained on, the replayed ones included.
+    """
+
+    leaves: int
     figures: dict[str, float]
     unet_evals: int
     seconds: float
@@ -57,6 +63,7 @@ class Crew:
         # Policy versions that may still be sampled from, oldest first; the last is the newest.
         self._versions: dict[int, Weights] = {}
         self._newest: tuple[State, State] | None = None  # its LoRA and optimizer state
+        self._kept: list[Kept] = []  # what the next stage trains on again, by refs of the driver's
 
     def _roles(self, prompts: PromptSets) -> list[Role]:
         config, wanted = self.config, needs(self.config)
@@ -98,6 +105,7 @@ class Crew:
         weights: State,
         optimizer: State,
         before: State | None,
+        kept: Sequence[Kept],
     ) -> None:
         """A committed version, bound everywhere.
 
@@ -107,7 +115,9 @@ class Crew:
             weights: its LoRA.
             optimizer: its optimizer's state.
             before: the LoRA of the version before, from which a stage may be sampled that lags.
+            kept: what the next stage trains on again.
         """
+        self._kept = [replace(k, trajectory=ray.put(k.trajectory)) for k in kept]
         if before is not None:
             none = ray.put({})
             old = Weights(version - 1, digest(before), ray.put(dict(before)), none)
@@ -135,6 +145,12 @@ class Crew:
         """The newest version's LoRA and optimizer state."""
         assert self._newest is not None
         return self._newest
+
+    @property
+    def kept(self) -> list[Kept]:
+        """What the next stage trains on again, with its arrays."""
+        found = ray.get([k.trajectory for k in self._kept])
+        return [replace(k, trajectory=t) for k, t in zip(self._kept, found, strict=True)]
 
     def _sample_from(self, version: int) -> None:
         self.roster.weights["sampler"] = self._versions[version]
@@ -178,6 +194,8 @@ class Crew:
     ) -> tuple[Updated, Rollout | None]:
         """One update of the learner; beside it, if they may lag, the next stage's units.
 
+        What earlier stages left is trained on again, and something left for the next.
+
         Args:
             stage: its number.
             interval: n.
@@ -194,7 +212,8 @@ class Crew:
             found.append(receipt)
             self._learnt(receipt, results)
 
-        max_lag = self.config.learner.max_lag
+        max_lag, replayed = self.config.learner.max_lag, self._kept
+        own = [Kept(stage, p, a, interval, leaf) for p, a, leaf in selected]
         plan = Update(
             stage,
             interval,
@@ -204,12 +223,23 @@ class Crew:
             taken,
             sample_from=self._sample_from,
             meanwhile=following[0].version if following else rollout.version,
+            replayed=replayed,
+            keep=largest([*replayed, *own], stage + 1, self.config),
         )
         ahead = self._plan(following, progress) if following else None
         self.dispatcher.run(plan, rollout, *([ahead] if ahead else []))
-        receipt = found[-1]
-        updated = Updated(receipt.values["figures"], receipt.unet_evals, receipt.seconds)
-        return updated, ahead
+        self._kept, receipt = plan.kept, found[-1]
+        figures = {**receipt.values["figures"], **self._replay_figures(stage, replayed)}
+        leaves = len(selected) + len(replayed)
+        return Updated(leaves, figures, receipt.unet_evals, receipt.seconds), ahead
+
+    def _replay_figures(self, stage: int, replayed: Sequence[Kept]) -> dict[str, float]:
+        """How many trajectories were trained on again, and their mean age in stages."""
+        if not self.config.replay.stages:
+            return {}
+        ages = [stage - k.stage for k in replayed]
+        age = {"replay/age": sum(ages) / len(ages)} if ages else {}
+        return {"replay/trajectories": float(len(ages)), **age}
 
     def total_reward(
         self, rollout: Rollout, earlier: RewardWindow

@@ -195,7 +195,7 @@ class Run:
         costs = {
             "cost/reward_queries": float(rewards.size),
             "cost/unet_evals": float(rollout.unet_evals + update.unet_evals),
-            "cost/trained_leaves": float(len(selected)),
+            "cost/trained_leaves": float(update.leaves),
         }
         learnt = replace(state, window=window, scores=scores, shares=shares)
         return recorder.commit(crew, learnt, figures, costs), ahead

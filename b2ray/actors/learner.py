@@ -13,6 +13,7 @@ from b2ray.actors.worker import Receipt, Worker, device, guarded
 from b2ray.config import Config
 from b2ray.diffusion.lora_file import State, digest
 from b2ray.diffusion.trajectory import Selected, Trajectory
+from b2ray.replay import Kept
 
 Entry = tuple[str, float, int, Any]  # prompt, advantage, interval, ref of a `Trajectory`
 Result = tuple[Receipt, dict[str, Any] | None, dict[str, Any] | None]
@@ -80,6 +81,7 @@ class Learner(Worker):
         stage: int,
         selected: Sequence[Entry],
         max_lag: int,
+        replayed: Sequence[Kept] = (),
     ) -> Result:
         """Train one stage; returns what `state` returns, with the update's figures.
 
@@ -89,10 +91,15 @@ class Learner(Worker):
             stage: keys the order of the trajectories.
             selected: in (group, branch) order.
             max_lag: largest number of versions that a trajectory may be behind.
+            replayed: of earlier stages, trained on beside them; refs of trajectories that may be
+                behind by their age in stages more.
         """
         began, evals = time.perf_counter(), self.policy.unet_evals
         lags: list[int] = []
         items = [self._selected(entry, max_lag, lags) for entry in selected]
+        for kept in replayed:
+            entry = kept.prompt, kept.advantage, kept.interval, kept.trajectory
+            items.append(self._selected(entry, max_lag, [], stage - kept.stage))
         figures = self.updater.update(stage, items, fresh=lambda: self.ranks.mean(lags) == 0)
         figures["fleet/lag"] = self.ranks.mean(lags)
         self.version += 1
@@ -114,19 +121,21 @@ class Learner(Worker):
             return receipt, None, None
         return receipt, weights, self.updater.optimizer_state()
 
-    def _selected(self, entry: Entry, max_lag: int, lags: list[int]) -> Selected:
+    def _selected(self, entry: Entry, max_lag: int, lags: list[int], age: int = 0) -> Selected:
         """An entry whose trajectory is fetched when needed, its lag noted."""
         prompt, advantage, interval, ref = entry
+        # Every stage makes one version, so in its own stage it was behind by `age` less.
+        allowed = max_lag + min(age, self.updater.config.replay.stages)
 
         def fetch() -> Trajectory:
             trajectory = ray.get(ref)
             lag = self.version - trajectory.version
             lags.append(lag)
-            if not 0 <= lag <= max_lag:
+            if not age <= lag <= allowed:
                 raise ValueError(
                     f"a trajectory of policy version {trajectory.version} reached the learner "
-                    f"at version {self.version}; the largest lag allowed is {max_lag}"
+                    f"at version {self.version}; a lag of {age} to {allowed} is allowed"
                 )
             return trajectory
 
-        return Selected(prompt, advantage, interval, fetch)
+        return Selected(prompt, advantage, interval, fetch, age)

@@ -14,7 +14,15 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from b2ray.config.fleet import Fleet, LearnerWorker, Samplers, Tracking
-from b2ray.config.method import Advantage, Branching, Curriculum, Learner, Objective, Selection
+from b2ray.config.method import (
+    Advantage,
+    Branching,
+    Curriculum,
+    Learner,
+    Objective,
+    Replay,
+    Selection,
+)
 from b2ray.config.model import Lora, Model, Prompts, Sampling
 from b2ray.config.rewards import Evaluation, Reward, RewardWorkers, Workers
 from b2ray.config.section import Name, Positive, Section
@@ -34,6 +42,7 @@ __all__ = [
     "Model",
     "Objective",
     "Prompts",
+    "Replay",
     "Reward",
     "RewardWorkers",
     "Samplers",
@@ -80,6 +89,7 @@ class Config(BaseSettings):
     selection: Selection = Selection()
     advantage: Advantage = Advantage()
     objective: Objective = Objective()
+    replay: Replay = Replay()
     learner: Learner = Learner()
     rewards: tuple[Reward, ...] = Field(min_length=1)
     """What is trained on: a list of {name, kind, path, weight, …}; on the command line as JSON."""
@@ -119,6 +129,7 @@ class Config(BaseSettings):
             self._selection_problem(),
             self._pairs_problem(),
             self._learner_problem(),
+            self._replay_problem(),
             self._name_problem(),
             self._secret_problem(),
         ):
@@ -197,6 +208,29 @@ class Config(BaseSettings):
             return (
                 f"learner.ranks is {self.learner.ranks} but fleet.learner.cpus and .gpus are 0: "
                 "ranks are placed together by what they ask for; set one"
+            )
+        return None
+
+    def _replay_problem(self) -> str | None:
+        replay, kind = self.replay, self.objective.kind
+        if not replay.stages:
+            return None
+        if self.learner.recompute_log_probs:
+            return (
+                f"replay.stages is {replay.stages} and learner.recompute_log_probs is true: "
+                "recomputing would take the learner's weights for the older ones that sampled; set "
+                "learner.recompute_log_probs=false, or replay.stages=0"
+            )
+        if kind == "policy_gradient":
+            return (
+                f"replay.stages is {replay.stages} but objective.kind is policy_gradient, which "
+                "has no ratio to correct the age of what is replayed: use objective.kind=ppo, or "
+                "replay.stages=0"
+            )
+        if kind == "dpo" and replay.trajectories < 2:
+            return (
+                f"replay.trajectories is {replay.trajectories} but objective.kind is dpo, which "
+                "learns from pairs: use at least 2, or replay.stages=0"
             )
         return None
 

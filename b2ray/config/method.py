@@ -97,6 +97,18 @@ class Objective(Section):
     a step moves the latents."""
 
 
+class Replay(Section):
+    """Trajectories of earlier stages that are trained on again beside a stage's own: more learning
+    from the same reward queries (arXiv 2607.07693)."""
+
+    stages: int = Field(0, ge=0)
+    """For how many stages after its own a trajectory may be trained on again; 0: for none."""
+    trajectories: Positive = 64
+    """How many a stage trains on again at most: of what the stage before it trained on, those with
+    the largest |advantage|. They keep the advantages and densities of their own stage; PPO's ratio
+    corrects their age."""
+
+
 class Learner(Section):
     """The optimizer."""
 
@@ -121,7 +133,7 @@ class Learner(Section):
     """Largest mean |ratio - 1| before the first update, as a fraction of the clip range."""
     max_lag: int = Field(0, ge=0, le=1)
     """Versions that a trajectory may be behind the weights that learn from it; 1 lets the next
-    stage's sampling overlap the update."""
+    stage's sampling overlap the update. What is replayed may be `replay.stages` further behind."""
     threads: Positive = 1
     """torch threads of the learner on a CPU; sums over more threads round differently."""
     ranks: Positive = 1

@@ -33,12 +33,14 @@ class Selected:
 
     Attributes:
         interval: n, how many steps it has.
+        age: stages since it was sampled; 0 is the stage's own.
     """
 
     prompt: str
     advantage: float
     interval: int
     fetch: Callable[[], Trajectory]
+    age: int = 0
 
 
 def to_wire(latents: torch.Tensor) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -15,8 +15,9 @@ from b2ray.fleet import nodes
 from b2ray.fleet.rollout import Rollout
 from b2ray.fleet.roster import Roster
 from b2ray.fleet.slots import Call, Slot
+from b2ray.replay import Kept
 
-FETCH_WITHIN = 300.0  # seconds for the learner's weights to reach the driver
+FETCH_WITHIN = 300.0  # seconds for what the driver keeps to reach it
 
 
 @dataclass
@@ -52,17 +53,19 @@ class LearnerCall:
 
     def done(self, call: Call, slot: Slot, receipt: Receipt, results: Sequence[Any]) -> None:
         """Take the answer."""
-        try:
-            fetched = ray.get(list(results), timeout=FETCH_WITHIN)
-        except ray.exceptions.GetTimeoutError as error:
-            cause = f"its weights did not reach the driver in {FETCH_WITHIN:g} s"
-            raise WorkerError(str(slot), slot.where, call.doing, cause) from error
-        self.taken(receipt, fetched)
+        self.taken(receipt, self._fetched(results, "its weights", call, slot))
         self.receipt = receipt
 
     def lost(self, call: Call) -> None:
         """What it needs or returned is gone: once more, after the pause that the call was given."""
         self._sent, self._not_before = False, call.not_before
+
+    def _fetched(self, refs: Sequence[Any], what: str, call: Call, slot: Slot) -> list[Any]:
+        try:
+            return list(ray.get(list(refs), timeout=FETCH_WITHIN))
+        except ray.exceptions.GetTimeoutError as error:
+            cause = f"{what} did not reach the driver in {FETCH_WITHIN:g} s"
+            raise WorkerError(str(slot), slot.where, call.doing, cause) from error
 
     def _wanted(self, slot: Slot) -> bool:
         at_learner = not self._sent and slot.role.name == "learner"
@@ -84,6 +87,12 @@ class Update(LearnerCall):
         sample_from: called with the version that samplers need: the rollout's while leaves of it
             are made again, and then that of what else is sampled.
         meanwhile: that version.
+        replayed: what is trained on again; refs of the driver's own, which no node takes along.
+        keep: what the next stage trains on again, this stage's last and with leaves in place of
+            trajectories.
+
+    Attributes:
+        kept: that, with refs of the driver's own, once the update is finished.
     """
 
     def __init__(
@@ -96,12 +105,16 @@ class Update(LearnerCall):
         taken: Callable[[Receipt, Sequence[Any]], None],
         sample_from: Callable[[int], None] = lambda _: None,
         meanwhile: int = 0,
+        replayed: Sequence[Kept] = (),
+        keep: Sequence[Kept] = (),
     ) -> None:
         super().__init__("update", (), f"updating on stage {stage}", taken=taken)
         self.rollout, self.selected = rollout, selected
         self._sample_from, self._meanwhile = sample_from, meanwhile
         self._settings = stage, max_lag
         self._interval = interval
+        self._replayed, self._keep = list(replayed), list(keep)
+        self.kept: list[Kept] = []
 
     def next_call(self, slot: Slot) -> Call | None:
         """The update, as soon as all its trajectories are there."""
@@ -111,8 +124,18 @@ class Update(LearnerCall):
         stage, max_lag = self._settings
         n = self._interval
         entries = [(p, a, n, self.rollout.leaf(*leaf)) for p, a, leaf in self.selected]
-        self.args = (stage, entries, max_lag)
+        self.args = (stage, entries, max_lag, self._replayed)
         return super().next_call(slot)
+
+    def done(self, call: Call, slot: Slot, receipt: Receipt, results: Sequence[Any]) -> None:
+        """Take the answer. What is kept comes first: until then, lost leaves can be made again."""
+        old = [k for k in self._keep if k.stage < self._settings[0]]
+        new = self._keep[len(old) :]
+        refs = [self.rollout.leaf(*k.trajectory) for k in new]
+        found = self._fetched(refs, "trajectories to be replayed", call, slot) if refs else []
+        own = [replace(k, trajectory=ray.put(t)) for k, t in zip(new, found, strict=True)]
+        self.kept = [*old, *own]
+        super().done(call, slot, receipt, results)
 
     def lost(self, call: Call) -> None:
         """Trajectories went with their node: those leaves are branched again."""

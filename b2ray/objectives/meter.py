@@ -27,15 +27,17 @@ class Meter:
         step: torch.Tensor,
         log_ratio: torch.Tensor,
         clipped: torch.Tensor,
-        drift: bool,
+        drift: torch.Tensor | None,
     ) -> None:
+        """Take in rows, of which those in `drift` (bool, (N,)) tell how far the ratio is from 1
+        before any update."""
         step, log_ratio = step.cpu(), log_ratio.cpu()
         self.count.index_add_(0, step, torch.ones(len(step)))
         self.clipped.index_add_(0, step, clipped.float().cpu())
         # John Schulman's unbiased estimate of KL(old || new) with low variance.
         self.kl += (log_ratio.exp() - 1 - log_ratio).sum()
-        if drift:
-            off = (log_ratio.exp() - 1).abs()
+        if drift is not None and drift.any():
+            off = (log_ratio.exp() - 1).abs()[drift.cpu()]
             self.drift += torch.tensor([off.sum(), len(off)])
             self.drift_max = torch.maximum(self.drift_max, off.max())
 
@@ -57,7 +59,8 @@ class Meter:
 
     @property
     def drift_mean(self) -> float:
-        return float(self.drift[0] / self.drift[1])
+        """Mean |ratio - 1| of the rows that tell; 0 if none does."""
+        return float(self.drift[0] / self.drift[1].clamp(min=1))
 
     def figures(self) -> dict[str, float]:
         """Means over all rows of all ranks, and per denoising step: once, at the end."""
@@ -66,12 +69,15 @@ class Meter:
         if total == 0:
             return {"policy/updates": 0.0}
         finite = [n for n in self.norms if math.isfinite(n)]
+        drift = {
+            "policy/ratio_drift": self.drift_mean,
+            "policy/ratio_drift_max": float(self.drift_max),
+        }
         reference = {"policy/kl_reference": float(self.kl_reference) / total}
         figures = {
             "policy/updates": float(len(finite)),
             "policy/skipped_updates": float(len(self.norms) - len(finite)),
-            "policy/ratio_drift": self.drift_mean,
-            "policy/ratio_drift_max": float(self.drift_max),
+            **(drift if self.drift[1] else {}),
             "policy/clip_fraction": float(self.clipped.sum()) / total,
             "policy/approx_kl": float(self.kl) / total,
             **(reference if self.kl_reference else {}),

@@ -22,6 +22,7 @@ class Rows:
         old: log-density of that, as it was sampled.
         advantage: of the row's trajectory.
         weight: of the row in the loss.
+        own: whether the trajectory is the stage's own, bool.
     """
 
     step: torch.Tensor
@@ -30,6 +31,7 @@ class Rows:
     old: torch.Tensor
     advantage: torch.Tensor
     weight: torch.Tensor
+    own: torch.Tensor
     prompts: list[str]
 
     def slices(self, size: int) -> Iterator[Rows]:
@@ -83,6 +85,7 @@ def rows_of(
         ),
         advantage=torch.tensor([batch[b].advantage for _, b, _ in order]).to(device),
         weight=torch.stack([weights[b][p] for _, b, p in order]).to(device),
+        own=torch.tensor([batch[b].age == 0 for _, b, _ in order]).to(device),
         prompts=[batch[b].prompt for _, b, _ in order],
     )
 

@@ -57,13 +57,14 @@ class Updater:
 
         Every pass visits every trajectory once, in an order keyed by (seed, stage, pass), in
         batches of nearly equal size, so that none is left over. An objective on pairs visits a
-        group's best and worst leaf together.
+        group's best and worst leaf together. What is replayed is spread over all batches.
 
         Args:
             stage: keys the order, and sets the learning rate.
             selected: the same on every rank.
             fresh: asked on every rank when the first batch has been fetched: whether these very
-                weights sampled all of it. If not, its drift is measured, but never refused.
+                weights sampled all of it that is the stage's own. If not, its drift is measured,
+                but never refused. That of what is replayed is not measured.
 
         Raises:
             ValueError: if the stored densities do not fit the policy, or gradients stay
@@ -82,9 +83,7 @@ class Updater:
         parts = 1 if size == "all" else math.ceil(len(selected) / size)
         first = True
         for epoch in range(self.config.learner.passes):
-            order = generator(self.config.seed, Domain.ORDER, stage, epoch).permutation(len(visits))
-            for batch in np.array_split(order, min(parts, len(visits))):
-                chosen = [visits[j] for j in sorted(batch)]
+            for chosen in self._batches(visits, stage, epoch, min(parts, len(visits))):
                 mine = [s for visit in self.ranks.share(chosen) for s in visit]
                 count = sum(len(self._steps(s)) for visit in chosen for s in visit)
                 check = fresh if first else None
@@ -126,6 +125,19 @@ class Updater:
             raise ValueError("the objective needs the best and the worst leaf of every group")
         return [sorted(pair, key=lambda s: -s.advantage) for pair in halves]
 
+    def _batches(
+        self, visits: Sequence[list[Selected]], stage: int, epoch: int, parts: int
+    ) -> Iterator[list[list[Selected]]]:
+        """One pass in `parts`; the stage's own are in the first, as its drift is theirs."""
+        draw = generator(self.config.seed, Domain.ORDER, stage, epoch)
+        own = [v for v in visits if not v[0].age]
+        old = [v for v in visits if v[0].age]
+        first = np.array_split(draw.permutation(len(own)), parts)
+        # The other way round, as the first parts of a split are the larger ones.
+        then = np.array_split(draw.permutation(len(old)), parts)[::-1]
+        for a, b in zip(first, then, strict=True):
+            yield [own[j] for j in sorted(a)] + [old[j] for j in sorted(b)]
+
     def _microbatches(self, batch: Sequence[Selected]) -> Iterator[Rows]:
         """The rows of a batch, in UNet calls; none of an empty one."""
         size = self.config.learner.microbatch
@@ -139,7 +151,7 @@ class Updater:
     def _rescored(self, selected: Sequence[Selected]) -> list[Selected]:
         """The selection with densities of the weights as they are, at the learner's batch shape.
 
-        All have one interval: only earlier stages' have others, which are not scored again.
+        All have one interval: only what is replayed has others, which is never scored again.
         """
         batch, steps = self.config.learner.batch, self._steps(selected[0])
         size = len(selected) if batch == "all" else batch
@@ -185,7 +197,7 @@ class Updater:
             # same, and the ranks' gradients add up.
             (loss.sum() / count * self.loss_scale).backward()
             log_ratio = densities.log_prob.detach() - micro.old
-            meter.add(micro.step, log_ratio, clipped, fresh is not None)
+            meter.add(micro.step, log_ratio, clipped, None if fresh is None else micro.own)
             if output.grad is not None:
                 meter.add_gradient(micro.step, output.grad * (count / self.loss_scale))
         if fresh is not None:

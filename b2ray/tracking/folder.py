@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +23,7 @@ import numpy as np
 import safetensors.numpy
 import yaml
 
+from b2ray import replay
 from b2ray.branching import RewardWindow
 from b2ray.config import Config
 from b2ray.diffusion import lora_file
@@ -75,12 +76,13 @@ class RunState:
 @dataclass(frozen=True)
 class Checkpoint:
     """A committed stage as it was read back; `before` is the LoRA of the one before, if it is
-    kept."""
+    kept, and `kept` what the next one trains on again."""
 
     state: RunState
     weights: dict[str, np.ndarray]
     optimizer: dict[str, np.ndarray]
     before: dict[str, np.ndarray] | None
+    kept: list[replay.Kept]
 
 
 class RunFolder:
@@ -119,10 +121,23 @@ class RunFolder:
             lora_file.load(folder / lora_file.FILE),
             safetensors.numpy.load_file(folder / "optimizer.safetensors"),
             lora_file.load(stages[-2] / lora_file.FILE) if len(stages) > 1 else None,
+            replay.load(folder),
         )
 
-    def commit(self, state: RunState, weights: lora_file.State, optimizer: lora_file.State) -> None:
+    def commit(
+        self,
+        state: RunState,
+        weights: lora_file.State,
+        optimizer: lora_file.State,
+        kept: Sequence[replay.Kept] = (),
+    ) -> None:
         """Make a stage final, or leave the last one as it is.
+
+        Args:
+            state: this stage's and those before it.
+            weights: its LoRA.
+            optimizer: its optimizer's state.
+            kept: what the next stage trains on again, with its arrays.
 
         Raises:
             ConfigError: the disk refuses, because it is full, for example.
@@ -133,6 +148,7 @@ class RunFolder:
             part.mkdir(parents=True, exist_ok=True)
             lora_file.save(part, weights, self.config.model.lora)
             (part / "optimizer.safetensors").write_bytes(safetensors.numpy.save(dict(optimizer)))
+            replay.save(part, kept)
             (part / "state.json").write_text(state.to_json())
             for file in (*part.iterdir(), part):
                 _flush(file)

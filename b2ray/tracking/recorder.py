@@ -53,7 +53,7 @@ class Recorder:
         self.progress = Progress(self.config.curriculum.stages, found.state.stage)
         with self.bar("loading models", 0):
             version, digest = found.state.version, found.state.digest
-            crew.restored(version, digest, found.weights, found.optimizer, found.before)
+            crew.restored(version, digest, found.weights, found.optimizer, found.before, found.kept)
         self._tell_of_actors(crew)
         self._since = time.perf_counter()
         return self.state
@@ -153,7 +153,7 @@ class Recorder:
         self._tell(state.stage, figures, evaluated)
         costs = {k: v for k, v in state.counters.items() if k != "seconds"}
         self.folder.append_metrics(state.stage, {**figures, **costs, "time/total": seconds}, images)
-        self.folder.commit(state, *crew.newest)
+        self.folder.commit(state, *crew.newest, crew.kept)
         crew.gauges.stage(state.stage, figures)
         self.log.send()
         self.state = state

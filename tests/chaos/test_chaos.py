@@ -87,6 +87,12 @@ RANKS = {"learner.ranks": 2, "fleet.learner.gpus": 1}
             {"learner.max_lag": 1},
         ),
         (
+            "the node that sampled what is replayed is lost in an update",
+            [Strike("update", faults.kill_node_of("sampler"), stage=2)],
+            ("sampler 0",),
+            {"replay.stages": 2, "replay.trajectories": 12},
+        ),
+        (
             "a rank of the learner is killed in an update",
             [Strike("update", faults.kill_last_rank, stage=1)],
             ("learner 0",),

@@ -16,6 +16,7 @@ from b2ray.actors.learner import Learner
 from b2ray.diffusion.policy import Policy
 from b2ray.diffusion.trajectory import Trajectory
 from b2ray.errors import RankLost, WorkerError
+from b2ray.replay import Kept
 from tests.models import PROMPTS, config, rollout
 from tests.processes import free_port
 from tests.runner import Cluster
@@ -32,12 +33,12 @@ def sampled(models: Path) -> list[Trajectory]:
 
 
 @pytest.fixture
-def learners(cluster: Cluster, models: Path) -> Iterator[Callable[[int], list[Any]]]:
+def learners(cluster: Cluster, models: Path) -> Iterator[Callable[..., list[Any]]]:
     """Starts and loads the actors of a learner."""
     started = []
 
-    def start(world: int) -> list[Any]:
-        settings = config(models, learner__ranks=world)
+    def start(world: int, **over: object) -> list[Any]:
+        settings = config(models, learner__ranks=world, **over)
         address = f"127.0.0.1:{free_port()}" if world > 1 else ""
         actors = [ray.remote(num_cpus=0.5)(Learner).remote() for _ in range(world)]
         started.extend(actors)
@@ -52,8 +53,7 @@ def learners(cluster: Cluster, models: Path) -> Iterator[Callable[[int], list[An
 
 def selected(trajectories: list[Trajectory]) -> list[tuple[str, float, int, Any]]:
     refs = [ray.put(t) for t in trajectories]
-    lengths = [INTERVAL] * len(refs)
-    return list(zip(PROMPTS, ADVANTAGES, lengths, refs, strict=True))
+    return [(p, a, INTERVAL, ref) for p, a, ref in zip(PROMPTS, ADVANTAGES, refs, strict=True)]
 
 
 def called(actors: list[Any], method: str, *args: Any) -> list[list[Any]]:
@@ -63,7 +63,7 @@ def called(actors: list[Any], method: str, *args: Any) -> list[list[Any]]:
 
 
 def test_ranks_answer_alike_and_only_the_first_sends_arrays(
-    learners: Callable[[int], list[Any]], sampled: list[Trajectory]
+    learners: Callable[..., list[Any]], sampled: list[Trajectory]
 ) -> None:
     two, one = learners(2), learners(1)
     states = called(two, "state")
@@ -102,3 +102,31 @@ def test_ranks_answer_alike_and_only_the_first_sends_arrays(
         current = [replace(t, version=2) for t in sampled]
         called(two[:1], "rehearse", selected(current))
     assert isinstance(caught.value.cause, RankLost)
+
+
+def test_what_is_replayed_may_be_older_by_its_age_and_no_more(
+    learners: Callable[..., list[Any]], sampled: list[Trajectory]
+) -> None:
+    learner = learners(1, replay__stages=2, learner__batch=8)
+
+    def old(stage: int, version: int) -> Kept:
+        made = replace(sampled[0], version=version)
+        return Kept(stage, PROMPTS[0], 1.0, INTERVAL, ray.put(made))
+
+    def update(stage: int, max_lag: int, *replayed: Kept) -> dict[str, float]:
+        own = [replace(t, version=max(0, stage - max_lag)) for t in sampled]
+        ((receipt, _, _),) = called(learner, "update", stage, selected(own), max_lag, replayed)
+        return dict(receipt.values["figures"])
+
+    assert update(0, 0)["fleet/lag"] == 0
+    # The lag is that of the stage's own.
+    assert update(1, 1, old(0, 0))["fleet/lag"] == 1
+    assert update(2, 1, old(0, 0), old(1, 0), old(1, 1))["fleet/lag"] == 1
+    # From the learner's own version, from one before its stage's, and kept for three stages.
+    for kept, words in (
+        (old(2, 3), "version 3 reached .* a lag of 1 to 1 is"),
+        (old(2, 1), "version 1 reached .* a lag of 1 to 1 is"),
+        (old(0, 0), "version 0 reached .* a lag of 3 to 2 is"),
+    ):
+        with pytest.raises(RayTaskError, match=words):
+            update(3, 0, kept)

@@ -138,6 +138,20 @@ def test_as_many_whole_groups_as_fit_are_sampled(config):
             {"learner": {"max_lag": 1, "recompute_log_probs": True}},
             ["learner.max_lag is 1", "learner.recompute_log_probs is true", "max_lag=0"],
         ),
+        (
+            {"replay": {"stages": 2}, "learner": {"recompute_log_probs": True}},
+            ["replay.stages is 2", "learner.recompute_log_probs is true", "replay.stages=0"],
+        ),
+        (
+            {"replay": {"stages": 1}, "preset": "dpok"},
+            ["replay.stages is 1", "objective.kind is policy_gradient", "objective.kind=ppo"],
+        ),
+        (
+            {"replay": {"stages": 1, "trajectories": 1}, "preset": "d3po"},
+            ["replay.trajectories is 1", "objective.kind is dpo", "at least 2"],
+        ),
+        ({"replay": {"stages": -1}}, ["replay.stages is -1", "greater than or equal to 0"]),
+        ({"replay": {"trajectories": 0}}, ["replay.trajectories is 0", "greater than or equal"]),
         ({"learner": {"max_lag": 2}}, ["learner.max_lag is 2", "less than or equal to 1"]),
         ({"learner": {"ranks": 0}}, ["learner.ranks is 0", "greater than or equal to 1"]),
         ({"sampling": {"steps": "many"}}, ["sampling.steps is 'many'", "integer"]),
@@ -185,6 +199,16 @@ def test_samplers_that_cannot_be_are_refused(refusal, fleet, words):
 def test_ranks_that_ask_for_nothing_are_refused(refusal):
     fleet = {"learner": {"cpus": 0}}
     assert "learner.ranks is 2 but fleet.learner.cpus" in refusal(learner={"ranks": 2}, fleet=fleet)
+
+
+@pytest.mark.parametrize(
+    "sections", [{}, {"preset": "d3po"}, {"learner": {"max_lag": 1}}, {"preset": "ddpo"}]
+)
+def test_replay_is_off_unless_asked_and_goes_with_the_rest(config, sections):
+    assert config(**sections).replay.stages == 0
+    found = config(**sections, replay={"stages": 2})
+    assert (found.replay.stages, found.replay.trajectories) == (2, 64)
+    assert found.identity() != config(**sections).identity()
 
 
 def test_a_config_does_not_change(config):

@@ -55,6 +55,26 @@ def test_one_branch_has_one_leaf_to_train_on():
     assert cost.unet_evals_learning == 2 * 10 * 4
 
 
+def test_what_is_replayed_is_learnt_again_at_the_longest_intervals():
+    """Of 8 leaves a stage; intervals 1, 2, 3, 4: earlier ones' 0, 8, 12 and 12 at the most."""
+    same = {
+        "preset": "bpt_only",
+        "sampling": {"steps": 4, "guidance": 1.0},
+        "curriculum": {"stages": 4, "start": 1, "end": 4},
+        "branching": {"images": 8, "branches": 1},
+        "learner": {"passes": 2},
+    }
+    plain, more = (
+        plan_cost(config(**same, replay=r)) for r in ({}, {"stages": 2, "trajectories": 12})
+    )
+    again = 8 * 1 + (8 * 2 + 4 * 1) + (8 * 3 + 4 * 2)
+    assert more.unet_evals_learning == plain.unet_evals_learning + 2 * again
+    assert more.unet_evals_sampling == plain.unet_evals_sampling
+    assert more.reward_queries == plain.reward_queries
+    assert more.unet_forwards == plain.unet_forwards + 3 * 2 * again
+    assert more.bytes_per_stage == plain.bytes_per_stage + 12 * (5 * 4 * 4 * 64 * 64 + 4 * 4)
+
+
 def test_images_that_fill_no_group_are_not_sampled():
     cost = plan_cost(config(branching={"images": 14, "branches": 4}, curriculum={"stages": 2}))
     assert cost.reward_queries == 2 * 12

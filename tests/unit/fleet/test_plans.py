@@ -9,7 +9,8 @@ from b2ray.actors.worker import Receipt
 from b2ray.fleet import plans as module
 from b2ray.fleet.plans import LearnerCall, Update
 from b2ray.fleet.rollout import Rollout
-from tests.unit.fleet.test_rollout import SCORERS, drive, slot, units
+from b2ray.replay import Kept
+from tests.unit.fleet.test_rollout import SCORERS, answer, drive, slot, units
 
 SELECTED = [("p", 1.0, (0, 1)), ("p", -1.0, (0, 2)), ("q", 0.5, (3, 2))]
 
@@ -33,6 +34,7 @@ def objects(monkeypatch):
         return [f"value of {ref}" for ref in refs]
 
     monkeypatch.setattr(module.ray, "get", get)
+    monkeypatch.setattr(module.ray, "put", lambda value: f"own {value}")
     monkeypatch.setattr(module.nodes, "lost", lambda refs: [ref in lost for ref in refs])
     return lost
 
@@ -43,8 +45,8 @@ def test_an_update_is_sent_once_with_its_leaves_in_order(rollout):
     assert plan.next_call(slot("sampler")) is None
     call = plan.next_call(slot("learner"))
     refs = ["leaf 0 1", "leaf 0 2", "leaf 1 5"]
-    entries = [(p, a, 2, ref) for (p, a, _), ref in zip(SELECTED, refs, strict=True)]
-    assert call.args == (4, entries, 0)
+    entries = [(p, a, 2, r) for (p, a, _), r in zip(SELECTED, refs, strict=True)]
+    assert call.args == (4, entries, 0, [])
     assert plan.next_call(slot("learner")) is None
     plan.done(call, slot("learner"), Receipt("learner", "", 5, 0.0), ["lora", "optimizer"])
     assert plan.finished and taken == [["value of lora", "value of optimizer"]]
@@ -63,7 +65,7 @@ def test_lost_leaves_are_made_again_before_the_update_is(rollout, objects):
     again = rollout.next_call(slot("sampler"))
     assert again.method == "denoise_branches" and again.unit.index == 1 and again.leaves == (4, 6)
     rollout.done(again, slot("sampler"), Receipt("sampler", "", 0, 0.1), ["p", "new 4", "new 5"])
-    refs = [entry[-1] for entry in plan.next_call(slot("learner")).args[1]]
+    refs = [ref for *_, ref in plan.next_call(slot("learner")).args[1]]
     assert refs == ["leaf 0 1", "leaf 0 2", "new 5"]
     assert versions == [7, 0, 7]
 
@@ -74,6 +76,53 @@ def test_all_leaves_are_made_again_if_nobody_knows_which_are_lost(rollout):
     plan.lost(plan.next_call(slot("learner")))
     again = [rollout.next_call(slot("sampler")) for _ in range(3)]
     assert {(c.unit.index, c.leaves) for c in again if c} == {(0, (0, 4)), (1, (4, 6))}
+
+
+OLD = Kept(3, "r", 2.0, 1, "old 3")
+
+
+def test_what_is_replayed_follows_the_stages_own_and_is_never_made_again(rollout):
+    plan = Update(4, 2, rollout, SELECTED, 0, lambda *_: None, replayed=[OLD])
+    for _ in range(2):
+        call = plan.next_call(slot("learner"))
+        assert len(call.args[1]) == 3 and call.args[3] == [OLD]
+        plan.lost(call)  # nobody knows what is lost: all of the stage's own
+        while (again := rollout.next_call(slot("sampler"))) is not None:
+            rollout.done(again, slot("sampler"), *answer(again))
+
+
+def left(*leaves: tuple[int, int]) -> list[Kept]:
+    """Leaves of stage 4, to be trained on again."""
+    return [Kept(4, "p", 1.0, 2, leaf) for leaf in leaves]
+
+
+def test_what_is_kept_becomes_the_drivers_own(rollout):
+    keep = [OLD, *left((0, 1), (3, 2))]
+    plan = Update(4, 2, rollout, SELECTED, 0, lambda *_: None, replayed=[OLD], keep=keep)
+    call = plan.next_call(slot("learner"))
+    plan.done(call, slot("learner"), Receipt("learner", "", 5, 0.0), ["lora", "optimizer"])
+    assert [k.trajectory for k in plan.kept] == [
+        *("old 3", "own value of leaf 0 1", "own value of leaf 1 5")
+    ]
+    assert plan.kept[0] == OLD and [k.stage for k in plan.kept] == [3, 4, 4]
+
+
+def test_a_leaf_to_be_kept_that_goes_after_the_update_is_made_again(rollout, objects):
+    """The learner had it; nothing is taken before the driver has it, too."""
+    taken = []
+    plan = Update(4, 2, rollout, SELECTED, 0, lambda *a: taken.append(a), keep=left((3, 2)))
+    call, receipt = plan.next_call(slot("learner")), Receipt("learner", "", 5, 0.0)
+    objects.add("leaf 1 5")
+    with pytest.raises(ray.exceptions.ObjectLostError):
+        plan.done(call, slot("learner"), receipt, ["lora", "optimizer"])
+    assert not plan.finished and not taken
+    plan.lost(call)
+    again = rollout.next_call(slot("sampler"))
+    assert (again.unit.index, again.leaves) == (1, (4, 6))
+    rollout.done(again, slot("sampler"), Receipt("sampler", "", 0, 0.1), ["p", "new 4", "new 5"])
+    call = plan.next_call(slot("learner"))
+    plan.done(call, slot("learner"), receipt, ["lora", "optimizer"])
+    assert plan.finished and [k.trajectory for k in plan.kept] == ["own value of new 5"]
 
 
 def test_it_waits_out_the_pause_that_it_was_given(objects, monkeypatch):

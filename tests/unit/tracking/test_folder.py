@@ -12,8 +12,10 @@ import pytest
 
 from b2ray.branching import RewardWindow
 from b2ray.config import Advantage, Config, Fleet, Prompts, Reward, Samplers, Tracking
-from b2ray.diffusion.lora_file import digest
+from b2ray.diffusion.lora_file import FILE, digest
+from b2ray.diffusion.trajectory import Trajectory
 from b2ray.errors import ConfigError
+from b2ray.replay import Kept
 from b2ray.tracking.folder import RunFolder, RunState, open_run, write_atomically
 
 WEIGHTS = {"a.lora_A.weight": np.arange(6, dtype=np.float32).reshape(2, 3) / 7}
@@ -80,6 +82,27 @@ def test_a_commit_without_optimizer_state_reads_back(folder):
     assert folder.last_commit().optimizer == {}
 
 
+def kept(stage: int) -> Kept:
+    latents = np.full((3, 4, 2, 2), stage, np.uint16)
+    return Kept(stage, "a cat", -0.5, 2, Trajectory(latents, np.full(2, 1 / 3, np.float32), stage))
+
+
+def test_what_is_replayed_is_part_of_the_commit(folder):
+    folder.commit(state(1), WEIGHTS, OPTIMIZER, [kept(0), kept(1)])
+    found = folder.last_commit().kept
+    assert [k.stage for k in found] == [0, 1]
+    assert found[1].trajectory.latents.tobytes() == kept(1).trajectory.latents.tobytes()
+
+
+def test_a_commit_without_anything_to_replay_reads_back(folder):
+    """Like every one of a run without replay, and all from before there was any."""
+    folder.commit(state(1), WEIGHTS, OPTIMIZER, [kept(0)])
+    stage_done(folder, 2)
+    assert folder.last_commit().kept == []
+    files = {p.name for p in (folder.path / "checkpoints" / "stage-00002").iterdir()}
+    assert files == {"state.json", "optimizer.safetensors", FILE}
+
+
 def test_a_new_run_has_no_commit(folder):
     assert folder.last_commit() is None
     assert folder.metrics() == []
@@ -108,7 +131,7 @@ def test_a_full_disk_leaves_the_stage_before(folder, monkeypatch, failing):
     with monkeypatch.context() as patch:
         patch.setattr(failing, full)
         with pytest.raises(ConfigError, match=r"stage 2 .*No space left.*make room and resume"):
-            folder.commit(state(2), WEIGHTS, OPTIMIZER)
+            folder.commit(state(2), WEIGHTS, OPTIMIZER, [kept(2)])
     assert listing(folder.path / "checkpoints") == before
     assert folder.last_commit().state == state(1)
     stage_done(folder, 2)

@@ -12,6 +12,7 @@ import pytest
 from b2ray.config import Config, Curriculum, Evaluation, Prompts, Reward
 from b2ray.evaluation import Evaluated
 from b2ray.prompts import PromptSet, PromptSets
+from b2ray.replay import Kept
 from b2ray.tracking.folder import open_run
 from b2ray.tracking.recorder import Recorder
 
@@ -25,6 +26,7 @@ class FakeCrew:
     def __init__(self) -> None:
         self.weights = SimpleNamespace(version=0, digest="d")
         self.newest = (WEIGHTS, {})
+        self.kept: list[Kept] = []
         self.gauges = SimpleNamespace(stage=lambda stage, figures: None)
         self.asked: list[tuple[int, int]] = []
 
