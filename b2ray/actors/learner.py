@@ -87,7 +87,7 @@ class Learner(Worker):
 
         Args:
             stage: keys the order of the trajectories.
-            selected: in (group, branch) order.
+            selected: in the order of the driver's, which fixes the batches.
             max_lag: largest number of versions that a trajectory may be behind.
         """
         began, evals = time.perf_counter(), self.policy.unet_evals
