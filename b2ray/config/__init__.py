@@ -140,14 +140,12 @@ class Config(BaseSettings):
         if self.demonstrations.path is None:
             if self.prompts.train is None:
                 return "prompts.train is missing: set it in the file or with --prompts.train=…"
-            return (
-                None
-                if self.rewards
-                else (
-                    "rewards is empty: give at least 1 in the file or with --rewards=…, or a folder of "
-                    "pictures to learn from with --demonstrations.path=…"
+            if not self.rewards:
+                return (
+                    "rewards is empty: give at least 1 in the file or with --rewards=…, or a "
+                    "folder of pictures to learn from with --demonstrations.path=…"
                 )
-            )
+            return None
         given = f"but demonstrations.path is {self.demonstrations.path!r}"
         if self.rewards:
             return (

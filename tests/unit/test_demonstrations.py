@@ -219,7 +219,8 @@ def test_pictures_are_cut_evenly_around_their_centre():
     found = fitted(encoded(Image.fromarray(pixels)), 10, 10)
     assert found.shape == (10, 10, 3) and found.min() == 255
     tall = fitted(encoded(Image.fromarray(pixels.swapaxes(0, 1))), 20, 20)
-    assert tall.shape == (20, 20, 3) and tall[3:-3].min() > 250
+    # The edges of the white are blurred by the enlargement.
+    assert tall.shape == (20, 20, 3) and tall[5:-5].min() == 255 and tall[0].max() < 255
 
 
 def test_transparency_is_white_and_cameras_are_turned():
