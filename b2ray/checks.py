@@ -31,7 +31,7 @@ def check_files(config: Config) -> PromptSets:
     folder = config.demonstrations.path
     shown = read_folder(folder) if folder else ()
     return PromptSets(
-        read("prompts.train", train) if train else _captions(shown),
+        _captions(shown) if train is None else read("prompts.train", train),
         read("prompts.heldout", heldout) if heldout else None,
         shown,
     )

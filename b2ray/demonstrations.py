@@ -136,7 +136,7 @@ def _words(raw: object) -> str:
 def _size(file: Path) -> tuple[int, int]:
     try:
         width, height = _opened(file.read_bytes()).size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, EOFError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"{FIELD}: {file} cannot be read as a picture ({reason}); save it anew, or take it out"

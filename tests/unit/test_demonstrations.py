@@ -150,6 +150,11 @@ def test_captions_are_the_prompts_as_often_as_they_are_shown(models, folder):
     assert [d.caption for d in found.demonstrations] == ["one", "two", "two"]
 
 
+def test_a_prompt_file_without_a_name_is_no_leave_to_use_captions(models, folder):
+    with pytest.raises(ConfigError, match=r"prompts\.train: there is no file ''"):
+        check_files(config(folder, models, prompts={"train": ""}))
+
+
 def test_prompts_of_their_own_are_drawn_instead(models, folder):
     prompts = {"train": str(models / "prompts.txt")}
     found = check_files(config(folder, models, prompts=prompts))
