@@ -21,10 +21,15 @@ MIN_STD = 1e-8
 
 @dataclass(frozen=True)
 class Group:
-    """One prompt, one x_T, one prefix; `index` keys its noise within the stage."""
+    """One prompt, one x_T, one prefix; `index` keys its noise within the stage.
+
+    Attributes:
+        picture: file of a demonstration; empty where the policy draws.
+    """
 
     index: int
     prompt: str
+    picture: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,10 +120,11 @@ def work_units(
     )
 
 
-def cut(groups: Sequence[Group], size: int, **same: Any) -> list[WorkUnit]:
-    """Groups in work units of `size`; `same` are the fields that all units share."""
+def cut(groups: Sequence[Group], size: int, first: int = 0, **same: Any) -> list[WorkUnit]:
+    """Groups in work units of `size`, whose indices start at `first`; `same` are the fields that
+    all units share."""
     parts = [tuple(groups[low : low + size]) for low in range(0, len(groups), size)]
-    return [WorkUnit(index=index, groups=part, **same) for index, part in enumerate(parts)]
+    return [WorkUnit(index=index, groups=part, **same) for index, part in enumerate(parts, first)]
 
 
 @dataclass

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from b2ray.config import Config
+from b2ray.demonstrations import Demonstration, read_folder
 from b2ray.diffusion.families import FAMILIES
 from b2ray.errors import ConfigError
 from b2ray.options import find
-from b2ray.prompts import PromptSets, read
+from b2ray.prompts import PromptSet, PromptSets, read
 from b2ray.rewards import check
 
 
 def check_files(config: Config) -> PromptSets:
-    """Read the prompt files and look at the model folder.
+    """Read the prompt files and the demonstrations, and look at the model folder.
 
     Raises:
         ConfigError: one sentence that names the field and the remedy.
@@ -24,11 +27,20 @@ def check_files(config: Config) -> PromptSets:
         check(reward)
         if reward.path and find(reward.path) is None and not _may_be_hub_id(reward.path):
             raise ConfigError(f"reward {reward.name!r}: there is no folder {reward.path!r}")
-    heldout = config.prompts.heldout
+    train, heldout = config.prompts.train, config.prompts.heldout
+    folder = config.demonstrations.path
+    shown = read_folder(folder) if folder else ()
     return PromptSets(
-        read("prompts.train", config.prompts.train),
+        _captions(shown) if train is None else read("prompts.train", train),
         read("prompts.heldout", heldout) if heldout else None,
+        shown,
     )
+
+
+def _captions(shown: Sequence[Demonstration]) -> PromptSet:
+    """The captions as prompts, each drawn as often as it has demonstrations."""
+    counts = Counter(d.caption for d in shown)
+    return PromptSet(tuple(counts), tuple(map(float, counts.values())))
 
 
 def check_model(path: str) -> None:

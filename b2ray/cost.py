@@ -23,13 +23,14 @@ class Cost:
     what a run reports, unless rewards tie.
 
     Attributes:
-        reward_queries: pictures scored for training.
-        unet_evals_sampling: prefixes and branches.
+        reward_queries: pictures scored for training; none with demonstrations.
+        unet_evals_sampling: prefixes and branches, and densities of demonstrations.
         unet_evals_learning: forward passes of the update, also those of the base model.
         unet_evals_evaluation: on fixed seeds; a run does not report them.
         unet_forwards: UNet calls on one latent that all of it is worth, backward passes included.
         bytes_per_stage: what the largest stage puts into Ray's object store: prefixes,
-            trajectories and pictures of every leaf, and what is replayed.
+            trajectories and pictures of every leaf, and what is replayed. The files of
+            demonstrations are not counted.
     """
 
     reward_queries: int
@@ -72,11 +73,12 @@ def plan_cost(
     stages, steps, learner = config.curriculum.stages, config.sampling.steps, config.learner
     groups, branches = config.groups, config.branching.branches
     images = groups * branches
-    leaves = images if config.selection.kind == "all" else groups * min(2, branches)
+    shown = groups if config.demonstrations.path else 0  # demonstrations of a stage
+    leaves = images + shown if config.selection.kind == "all" else groups * min(2, branches)
     intervals = [_interval(config, stage) for stage in range(stages)]
     learnt = [n for stage in range(stages) for n in _learnt(config, leaves, intervals[: stage + 1])]
     trained = sum(max(0, n - untrained) for n in learnt)
-    sampling = sum(groups * (steps - n) + images * n for n in intervals)
+    sampling = sum(groups * (steps - n) + (images + shown) * n for n in intervals)
     rescoring = trained * learner.recompute_log_probs
     updating = trained * learner.passes
     evaluation = _evaluated_pictures(config) * steps
@@ -86,7 +88,7 @@ def plan_cost(
     reference = updating * (objective.kl_weight > 0 or objective.kind == "dpo")
     evals = sampling + rescoring + reference + evaluation + per_update * updating
     return Cost(
-        reward_queries=stages * images,
+        reward_queries=0 if shown else stages * images,
         unet_evals_sampling=sampling,
         unet_evals_learning=rescoring + reference + updating,
         unet_evals_evaluation=evaluation,
@@ -131,5 +133,8 @@ def _stored(
     one = c * h * w * LATENT_BYTES[config.model.dtype]
     log_probs, pixels = 4 * n, 3 * height * width
     trajectory = (n + 1) * one + log_probs
+    if config.demonstrations.path:  # nothing is decoded, and x_0 is float32
+        return config.groups * (one + 4 * c * h * w + 2 * trajectory)
     kept = config.replay.trajectories * trajectory if config.replay.stages else 0
-    return config.groups * (one + config.branching.branches * (trajectory + pixels)) + kept
+    leaf = trajectory + pixels
+    return config.groups * (one + config.branching.branches * leaf) + kept

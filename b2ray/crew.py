@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -67,17 +68,18 @@ class Crew:
 
     def _roles(self, prompts: PromptSets) -> list[Role]:
         config, wanted = self.config, needs(self.config)
-        evaluated = [p for prompts in prompts.evaluated().values() for p in prompts]
+        evaluated = [p for texts in prompts.evaluated().values() for p in texts]
+        known = list(dict.fromkeys([*evaluated, *prompts.trained()]))
 
         def learner_args(places: Sequence[Place]) -> list[tuple[Any, ...]]:
-            texts = list(prompts.train.texts)
+            texts = list(prompts.trained())
             if len(places) == 1:
                 return [(config, texts)]
             meeting = f"{places[0].address}:{places[0].port}"
             return [(config, texts, rank, meeting) for rank in range(len(places))]
 
         with_weights: dict[str, Any] = {
-            "sampler": (Sampler, lambda _: [(config, evaluated)], "bind"),
+            "sampler": (Sampler, lambda _: [(config, known)], "bind"),
             "learner": (Learner, learner_args, "restore"),
         }
         roles = []
@@ -200,7 +202,8 @@ class Crew:
             stage: its number.
             interval: n.
             rollout: the stage's.
-            selected: (prompt, advantage, (group, branch)), in (group, branch) order.
+            selected: (prompt, advantage, (group, branch)), in the order in which they are trained
+                on.
             following: work units of the next stage, for the weights before the update.
             progress: as in `rollout`, for them.
         """
@@ -291,7 +294,7 @@ class Crew:
 
         Returns:
             Scores of every reward, also of those that are held out, each of shape (G, K); and
-            `Updater.rehearse`'s drift, on as many leaves as an optimizer step has.
+            `Updater.rehearse`'s drift, on at most as many leaves as an optimizer step has.
         """
         names = [r.name for r in self.config.all_rewards]
         batch = self.config.branching.branch_batch
@@ -299,10 +302,11 @@ class Crew:
         self.dispatcher.run(plan)
         scores = {n: plan.reward_table(n) for n in names}
         prompts = [group.prompt for unit in units for group in unit.groups]
+        leaves = [(g, k) for g in range(len(prompts)) for k in range(units[0].branches)]
         size = self.config.learner.batch
-        leaves = np.argwhere(np.ones_like(scores[names[0]]))[: None if size == "all" else size]
-        selected = [(prompts[g], 1.0, interval, plan.leaf(g, k)) for g, k in leaves.tolist()]
-        call = LearnerCall("rehearse", (selected,), "rehearsing an update", wanted=1)
+        apart = 1 if size == "all" else math.ceil(len(leaves) / size)
+        some = [(prompts[g], 1.0, interval, plan.leaf(g, k)) for g, k in leaves[::apart]]
+        call = LearnerCall("rehearse", (some,), "rehearsing an update", wanted=1)
         self.dispatcher.run(call)
         assert call.receipt is not None
         return scores, call.receipt.values["drift"]
@@ -310,6 +314,11 @@ class Crew:
     def too_long(self) -> list[str]:
         """Prompts whose end the tokenizer cuts off."""
         return list(self.roster.receipts["sampler"].values["too_long"])
+
+    def picture_size(self) -> tuple[int, int]:
+        """(height, width) of the model's pictures, as a sampler has it."""
+        height, width = self.roster.receipts["sampler"].values["picture_size"]
+        return height, width
 
     def elements(self) -> int:
         """Elements of a latent, as the learner has it."""

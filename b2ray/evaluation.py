@@ -20,7 +20,7 @@ class Evaluated:
 
     Attributes:
         scores: by reward, float64, shape (N,), in the order of the pictures; `reward` is the
-            weighted sum that is trained on.
+            weighted sum that is trained on, if rewards are.
         prompts: the prompt of each picture.
         vectors: unit embeddings, shape (N, D); None if no reward has them.
         pictures: the first calls' pictures, in order, each uint8 (N, height, width, 3).
@@ -75,7 +75,8 @@ def evaluated(config: Config, plan: Rollout, reference: Statistics | None) -> Ev
     """
     scores = {r.name: plan.reward_table(r.name)[:, 0] for r in config.all_rewards}
     reference = statistics(config.rewards, scores) if reference is None else reference
-    scores["reward"] = combine(config.rewards, scores, reference)
+    if config.rewards:
+        scores["reward"] = combine(config.rewards, scores, reference)
     pictures = [plan.pictures[key] for key in sorted(plan.pictures)]
     texts = [group.prompt for unit in plan.units for group in unit.groups]
     return Evaluated(scores, texts, plan.vectors(), pictures, reference)
@@ -93,6 +94,9 @@ def overtaken(
         before, after: scores by reward, arrays of shape (N,).
         heldout: names of the rewards to look at.
     """
+
+    if "reward" not in before:
+        return []  # demonstrations are trained on
 
     def rise(name: str) -> float:
         n = min(len(before[name]), len(after[name]))

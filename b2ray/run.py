@@ -2,7 +2,8 @@
 
 `Run.stage` is the algorithm in the paper's order (arXiv 2503.11240, algorithm 1): choose the
 interval, draw groups, denoise each group's prefix, fork its branches, score the images, select and
-weigh the leaves, update on the interval, hand the weights out, commit.
+weigh the leaves, update on the interval, hand the weights out, commit. With demonstrations their
+trajectories stand in the place of scores (`Run.imitate`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from b2ray.checks import check_files
 from b2ray.config import Config
 from b2ray.crew import Crew
 from b2ray.curriculum import adapted, interval
+from b2ray.demonstrations import demonstration_units
 from b2ray.errors import (
     EXIT_CONFIG,
     EXIT_DONE,
@@ -107,6 +109,22 @@ def _run(config: Config, prompts: PromptSets, folder: RunFolder) -> int:
     return EXIT_DONE
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a stage's leaves teach.
+
+    Attributes:
+        selected: what is trained on: (prompt, advantage, (group, branch)).
+        state: the stages before, with what this one has learnt of rewards and spreads.
+        queries: pictures that were scored.
+    """
+
+    selected: list[tuple[str, float, tuple[int, int]]]
+    state: RunState
+    figures: dict[str, float]
+    queries: int = 0
+
+
 class Run:
     """One run: its state, its fleet, its records."""
 
@@ -152,56 +170,77 @@ class Run:
 
         # Branch-based sampling: prefixes, K branches each, and a score for every image.
         n, units = self.plan(state.stage, state.shares)
-        images = config.groups * config.branching.branches
+        leaves = sum(len(unit.groups) * unit.branches for unit in units)
         if ahead is None:
-            with recorder.bar(f"stage {state.stage + 1}: sampling", images):
+            with recorder.bar(f"stage {state.stage + 1}: sampling", leaves):
                 ahead = crew.rollout(units, recorder.advance)
         rollout = ahead
-        prompts = [group.prompt for unit in units for group in unit.groups]
-        rewards, scores = crew.total_reward(rollout, state.scores)
 
-        # Selection and advantages: leaves against the leaves of their own group.
-        window = state.window.with_stage(prompts, rewards)
-        advantage = advantages(rewards, prompts, window, config.advantage)
-        chosen = select(rewards, advantage, config.selection)
-        spreads = spread(rewards, prompts, chosen)
-        selected = [
-            (prompts[g], float(advantage[g, k]), (g, k)) for g, k in np.argwhere(chosen).tolist()
-        ]
+        # Selection and advantages.
+        lesson = (self.compare if config.rewards else self.imitate)(state, n, rollout)
 
         # The update on the interval, beside it the next stage's sampling if that may lag; the new
         # LoRA goes to every sampler.
         last = state.stage + 1 == config.curriculum.stages
-        shares = [*state.shares, (n, spreads["branch/within_share"])]
         overlap = config.learner.max_lag and not last
-        following = self.plan(state.stage + 1, shares)[1] if overlap else []
-        learning = f"stage {state.stage + 1}: learning on {len(selected)} leaves"
-        with recorder.bar(learning, images if following else 0):
+        following = self.plan(state.stage + 1, lesson.state.shares)[1] if overlap else []
+        learning = f"stage {state.stage + 1}: learning on {len(lesson.selected)} leaves"
+        with recorder.bar(learning, leaves if following else 0):
             update, ahead = crew.update(
-                state.stage, n, rollout, selected, following, recorder.advance
+                state.stage, n, rollout, lesson.selected, following, recorder.advance
             )
         updated = time.perf_counter()
         crew.sync()
         figures = {
-            **spreads,
+            **lesson.figures,
             **update.figures,
-            **crew.reward_figures(rollout, rewards),
-            **crew.fleet_figures(rewards.size / rollout.seconds),
+            **crew.fleet_figures(config.groups * config.branching.branches / rollout.seconds),
             "interval": float(n),
             "time/sample": rollout.seconds,
             "time/update": update.seconds,
             "time/sync": time.perf_counter() - updated,
         }
         costs = {
-            "cost/reward_queries": float(rewards.size),
+            "cost/reward_queries": float(lesson.queries),
             "cost/unet_evals": float(rollout.unet_evals + update.unet_evals),
             "cost/trained_leaves": float(update.leaves),
         }
+        return recorder.commit(crew, lesson.state, figures, costs), ahead
+
+    def compare(self, state: RunState, n: int, rollout: Rollout) -> Lesson:
+        """Leaves against the leaves of their own group."""
+        config, crew = self.config, self.crew
+        prompts = [group.prompt for unit in rollout.units for group in unit.groups]
+        rewards, scores = crew.total_reward(rollout, state.scores)
+        window = state.window.with_stage(prompts, rewards)
+        advantage = advantages(rewards, prompts, window, config.advantage)
+        chosen = select(rewards, advantage, config.selection)
+        selected = [
+            (prompts[g], float(advantage[g, k]), (g, k)) for g, k in np.argwhere(chosen).tolist()
+        ]
+        spreads = spread(rewards, prompts, chosen)
+        shares = [*state.shares, (n, spreads["branch/within_share"])]
         learnt = replace(state, window=window, scores=scores, shares=shares)
-        return recorder.commit(crew, learnt, figures, costs), ahead
+        figures = {**spreads, **crew.reward_figures(rollout, rewards)}
+        return Lesson(selected, learnt, figures, rewards.size)
+
+    def imitate(self, state: RunState, n: int, rollout: Rollout) -> Lesson:
+        """Reward 1 for demonstrations and 0 for the policy's own (SQIL, arXiv 1905.11108).
+
+        Half and half, their mean and their spread are 1/2, so that the advantages are 1 and -1.
+        Each of the policy's own trajectories is followed by a demonstration.
+        """
+        prompts = [group.prompt for unit in rollout.units for group in unit.groups]
+        own = self.config.groups
+        pairs = [((g, -1.0), (own + g, 1.0)) for g in range(own)]
+        selected = [(prompts[g], advantage, (g, 0)) for pair in pairs for g, advantage in pair]
+        apart = [rollout.apart[leaf] for leaf in sorted(rollout.apart)]
+        return Lesson(selected, state, {"demonstrations/kl": float(np.mean(apart))})
 
     def plan(self, stage: int, shares: Sequence[tuple[int, float]]) -> tuple[int, list[WorkUnit]]:
         """Backward progressive training: a stage trains the last n of T steps; its work units.
+
+        Those of demonstrations come last.
 
         Args:
             stage: its number.
@@ -215,7 +254,11 @@ class Run:
             n = interval(stage, curriculum.stages, *bounds, curriculum.growth)
         # Every stage makes one version; a stage that lags is sampled from the one before.
         version = max(0, stage - config.learner.max_lag)
-        return n, work_units(config, self.prompts.train, stage, version, n)
+        units = work_units(config, self.prompts.train, stage, version, n)
+        shown = self.prompts.demonstrations
+        if shown:
+            units += demonstration_units(config, shown, stage, version, n, first=len(units))
+        return n, units
 
 
 if __name__ == "__main__":

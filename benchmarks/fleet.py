@@ -58,7 +58,7 @@ class SimulatedSampler(Worker):
         return self.receipt(began), np.zeros((len(unit.groups), 4), np.float32)
 
     def denoise_branches(
-        self, unit: WorkUnit, prefix: np.ndarray, low: int, high: int, record: bool
+        self, unit: WorkUnit, prefix: np.ndarray, low: int, high: int, record: bool, decode: bool
     ) -> tuple[Any, ...]:
         began = time.perf_counter()
         time.sleep(self.seconds * (high - low) * (STEPS - unit.fork))

@@ -89,7 +89,7 @@ class Learner(Worker):
 
         Args:
             stage: keys the order of the trajectories.
-            selected: in (group, branch) order.
+            selected: in the order of the driver's, which fixes the batches.
             max_lag: largest number of versions that a trajectory may be behind.
             replayed: of earlier stages, trained on beside them; refs of trajectories that may be
                 behind by their age in stages more.

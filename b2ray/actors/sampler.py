@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from b2ray.actors.worker import Receipt, Worker, device, guarded
 from b2ray.branching import WorkUnit
 from b2ray.config import Config
+from b2ray.demonstrations import fitted
 from b2ray.diffusion.lora_file import State
 from b2ray.diffusion.noise import INITIAL, PREFIX, normal
 from b2ray.diffusion.trajectory import Trajectory, from_wire, to_wire
+
+if TYPE_CHECKING:
+    from b2ray.diffusion.policy import Rollout
 
 
 class Sampler(Worker):
@@ -29,7 +34,8 @@ class Sampler(Worker):
         self.policy = Policy(config, device(config.cpu_threads))
         self.policy.prepare(prompts)
         cut = self.policy.too_long(prompts)
-        return self.receipt(began, too_long=cut, device=str(self.policy.device))
+        size = self.policy.picture_size
+        return self.receipt(began, too_long=cut, device=str(self.policy.device), picture_size=size)
 
     @guarded("binding new weights")
     def bind(self, version: int, weights: State) -> Receipt:
@@ -57,13 +63,19 @@ class Sampler(Worker):
 
     @guarded("denoising branches")
     def denoise_branches(
-        self, unit: WorkUnit, prefix: np.ndarray, low: int, high: int, record: bool
+        self,
+        unit: WorkUnit,
+        prefix: np.ndarray,
+        low: int,
+        high: int,
+        record: bool,
+        decode: bool = True,
     ) -> tuple[Any, ...]:
         """The unit's leaves low .. high - 1 from the fork to pictures, in one batch.
 
         Returns:
-            The receipt, the pictures (uint8, (B, height, width, 3)), and, if they are to be
-            recorded, B trajectories.
+            The receipt, the pictures (uint8, (B, height, width, 3); None if they are not to be
+            decoded), and, if they are to be recorded, B trajectories.
         """
         began, evals = self._begin(unit)
         rows = unit.leaves(low, high)
@@ -77,18 +89,59 @@ class Sampler(Worker):
             self.policy.schedule.steps,
             lambda step: self._noise(unit, leaves, step + 1),
         )
-        pictures = self.policy.decode(rollout.latents[:, -1])
-        size = {"picture_bytes": pictures.nbytes}
+        pictures = self.policy.decode(rollout.latents[:, -1]) if decode else None
+        size = {"picture_bytes": 0 if pictures is None else pictures.nbytes}
         if not record:
             return self._done(began, evals, **size), pictures
+        trajectories, size["bytes"] = self._trajectories(rollout)
+        return self._done(began, evals, **size), pictures, *trajectories
+
+    @guarded("encoding demonstrations")
+    def encode_demonstrations(
+        self, unit: WorkUnit, files: Sequence[bytes]
+    ) -> tuple[Receipt, np.ndarray]:
+        """x_0 of the picture of each group of the unit, float32, shape (G, C, H, W).
+
+        Args:
+            files: what stands in the groups' picture files.
+        """
+        began, evals = self._begin(unit)
+        size = self.policy.picture_size
+        latents = self.policy.latents_of(np.stack([fitted(file, *size) for file in files])).numpy()
+        return self._done(began, evals, bytes=latents.nbytes), latents
+
+    @guarded("following demonstrations")
+    def follow_demonstrations(
+        self, unit: WorkUnit, x0: np.ndarray, low: int, high: int
+    ) -> tuple[Any, ...]:
+        """Trajectories from the fork to the unit's pictures low .. high - 1, in one batch.
+
+        Returns:
+            The receipt, with each one's divergence from the policy (`Policy.demonstrate`), no
+            pictures (None), and B trajectories.
+        """
+        began, evals = self._begin(unit)
+        groups = unit.groups[low:high]
+        leaves = [(group.index, PREFIX + 1) for group in groups]
+        rollout, apart = self.policy.demonstrate(
+            from_wire(x0[low:high]),
+            [group.prompt for group in groups],
+            unit.fork,
+            self._noise(unit, leaves, INITIAL),
+            lambda step: self._noise(unit, leaves, step + 1),
+        )
+        trajectories, size = self._trajectories(rollout)
+        return self._done(began, evals, bytes=size, apart=apart.tolist()), None, *trajectories
+
+    def _trajectories(self, rollout: Rollout) -> tuple[list[Trajectory], int]:
+        """What was rolled out, one by one, and its bytes."""
         latents, log_probs = to_wire(rollout.latents), rollout.log_probs.cpu().numpy()
         # Copies: a view would make Ray ship the whole batch with every trajectory.
-        trajectories = [
-            Trajectory(latents[b].copy(), log_probs[b].copy(), self.version)
-            for b in range(len(rows))
+        each = [
+            Trajectory(x.copy(), p.copy(), self.version)
+            for x, p in zip(latents, log_probs, strict=True)
         ]
-        size["bytes"] = latents.nbytes + log_probs.nbytes
-        return self._done(began, evals, **size), pictures, *trajectories
+        return each, latents.nbytes + log_probs.nbytes
 
     def _begin(self, unit: WorkUnit) -> tuple[float, int]:
         if unit.version != self.version:
@@ -97,7 +150,7 @@ class Sampler(Worker):
             )
         return time.perf_counter(), self.policy.unet_evals
 
-    def _done(self, began: float, evals: int, **values: int) -> Receipt:
+    def _done(self, began: float, evals: int, **values: Any) -> Receipt:
         return self.receipt(began, self.policy.unet_evals - evals, **values)
 
     def _noise(self, unit: WorkUnit, leaves: list[tuple[int, int]], step: int) -> np.ndarray:

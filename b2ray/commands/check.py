@@ -24,6 +24,7 @@ from b2ray.commands.variance import advice, measure, picture
 from b2ray.config import Config
 from b2ray.cost import Cost, plan_cost
 from b2ray.crew import Crew
+from b2ray.demonstrations import demonstration_units, too_small
 from b2ray.errors import EXIT_CONFIG, EXIT_DONE, EXIT_STOPPED, ConfigError, Stopped, WorkerError
 from b2ray.fleet.capacity import preflight
 from b2ray.fleet.session import session
@@ -55,6 +56,11 @@ def main(argv: Sequence[str]) -> int:
         config = parse(words).config
         if variance and not Path(variance).absolute().parent.is_dir():
             raise ConfigError(f"--variance={variance}: there is no such folder; make it first")
+        if variance and not config.rewards:
+            raise ConfigError(
+                "--variance measures how a reward spreads, and with demonstrations there is none: "
+                "leave it out"
+            )
         prompts = check_files(config)
         findings += _costs(plan_cost(config))
         with session(config) as stop:
@@ -110,6 +116,11 @@ def rehearsal(config: Config, prompts: PromptSets, crew: Crew) -> Iterator[Findi
             yield Finding("prompts", f"{len(cut)} are cut off by the tokenizer{first}", None)
         n = config.interval_bounds[1]
         units = work_units(config, prompts.train, 0, 0, n)[:1]
+        if prompts.demonstrations:
+            units += demonstration_units(config, prompts.demonstrations, 0, 0, n, first=1)[:1]
+            small = too_small(prompts.demonstrations, crew.picture_size())
+            found = f"{len(prompts.demonstrations)} pictures with captions"
+            yield Finding("demonstrations", small or found, None if small else True)
         with progress.bar("rehearsing a work unit", 0, ""):
             scores, drift = crew.rehearse(units, n)
         yield from _rewards(config, scores)

@@ -24,7 +24,13 @@ from b2ray.config.method import (
     Selection,
 )
 from b2ray.config.model import Lora, Model, Prompts, Sampling
-from b2ray.config.rewards import Evaluation, Reward, RewardWorkers, Workers
+from b2ray.config.rewards import (
+    Demonstrations,
+    Evaluation,
+    Reward,
+    RewardWorkers,
+    Workers,
+)
 from b2ray.config.section import Name, Positive, Section
 from b2ray.discretion import first_secret
 
@@ -34,6 +40,7 @@ __all__ = [
     "Branching",
     "Config",
     "Curriculum",
+    "Demonstrations",
     "Evaluation",
     "Fleet",
     "Learner",
@@ -54,7 +61,7 @@ __all__ = [
 ]
 
 Preset = Literal[
-    "b2", "b2_released", "bpt_only", "bs_only", "ddpo", "ddpo_sf", "dpok", "d3po", "grpo"
+    "b2", "b2_released", "bpt_only", "bs_only", "ddpo", "ddpo_sf", "dpok", "d3po", "grpo", "sqil"
 ]
 # summary.json has one entry per held-out reward, beside these.
 SUMMARY_WORDS = (
@@ -82,7 +89,7 @@ class Config(BaseSettings):
     preset: Preset = "b2"
     """Method of the paper's table: curriculum, branches, selection, advantage and clip range."""
     model: Model = Model()
-    prompts: Prompts
+    prompts: Prompts = Prompts()
     sampling: Sampling = Sampling()
     curriculum: Curriculum = Curriculum()
     branching: Branching = Branching()
@@ -91,8 +98,9 @@ class Config(BaseSettings):
     objective: Objective = Objective()
     replay: Replay = Replay()
     learner: Learner = Learner()
-    rewards: tuple[Reward, ...] = Field(min_length=1)
+    rewards: tuple[Reward, ...] = ()
     """What is trained on: a list of {name, kind, path, weight, …}; on the command line as JSON."""
+    demonstrations: Demonstrations = Demonstrations()
     evaluation: Evaluation = Evaluation()
     fleet: Fleet = Fleet()
     tracking: Tracking = Tracking()
@@ -124,6 +132,7 @@ class Config(BaseSettings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for problem in (
+            self._source_problem(),
             self._interval_problem(),
             self._signal_problem(),
             self._selection_problem(),
@@ -136,6 +145,37 @@ class Config(BaseSettings):
             if problem:
                 raise ValueError(problem)
         return self
+
+    def _source_problem(self) -> str | None:
+        """Rewards with prompts, or demonstrations: what there is to learn from."""
+        if self.demonstrations.path is None:
+            if self.prompts.train is None:
+                return "prompts.train is missing: set it in the file or with --prompts.train=…"
+            if not self.rewards:
+                return (
+                    "rewards is empty: give at least 1 in the file or with --rewards=…, or a "
+                    "folder of pictures to learn from with --demonstrations.path=…"
+                )
+            return None
+        given = f"but demonstrations.path is {self.demonstrations.path!r}"
+        if self.rewards:
+            return (
+                f"rewards has {len(self.rewards)} {given}, whose pictures are learnt from instead: "
+                "move them to evaluation.heldout_rewards, where they are measured"
+            )
+        if self.branching.branches != 1:
+            return (
+                f"branching.branches is {self.branching.branches} {given}: without rewards there "
+                "is nothing to compare branches by; use 1, or --preset=sqil"
+            )
+        if self.selection.kind != "all":
+            return (
+                f"selection.kind is {self.selection.kind} {given}: every trajectory is trained "
+                "on; use all, or --preset=sqil"
+            )
+        if self.branching.images < 2:
+            return f"branching.images is 1 {given}: half of them are; use at least 2"
+        return None
 
     def _interval_problem(self) -> str | None:
         start, end = self.interval_bounds
@@ -215,6 +255,12 @@ class Config(BaseSettings):
         replay, kind = self.replay, self.objective.kind
         if not replay.stages:
             return None
+        if self.demonstrations.path:
+            return (
+                f"replay.stages is {replay.stages} but demonstrations.path is "
+                f"{self.demonstrations.path!r}: every trajectory counts 1 or 0 there, none more "
+                "than another; set replay.stages=0"
+            )
         if self.learner.recompute_log_probs:
             return (
                 f"replay.stages is {replay.stages} and learner.recompute_log_probs is true: "
@@ -260,7 +306,9 @@ class Config(BaseSettings):
 
     @property
     def groups(self) -> int:
-        """Groups per stage."""
+        """Groups per stage that the policy draws."""
+        if self.demonstrations.path:
+            return self.branching.images // 2
         return self.branching.images // self.branching.branches
 
     @property

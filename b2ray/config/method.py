@@ -34,7 +34,8 @@ class Branching(Section):
     """Branch-based sampling: groups, forks and how they are cut into calls."""
 
     images: Positive = 1280
-    """Final images (reward queries) per stage; as many whole groups as fit are sampled."""
+    """Final images (reward queries) per stage; as many whole groups as fit are sampled. With
+    demonstrations half of them are the policy's own, and half are demonstrations."""
     branches: Positive = 5
     """K, the continuations that share one prefix."""
     unit_groups: Positive = 8

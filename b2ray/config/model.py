@@ -54,9 +54,10 @@ class Model(Section):
 class Prompts(Section):
     """What is drawn for training, and what is only looked at."""
 
-    train: str
+    train: str | None = None
     """The prompts that training draws from: a .txt file (one a line), .jsonl or .csv (with `prompt`
-    and, if wanted, `weight`), or a built-in set such as `template1.train` or `animals`."""
+    and, if wanted, `weight`), or a built-in set such as `template1.train` or `animals`. May be left
+    out with demonstrations, whose captions are the prompts then."""
     heldout: str | None = None
     """Unseen prompts, for evaluation only: likewise, for example `template1.test`."""
 

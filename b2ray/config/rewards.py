@@ -1,4 +1,4 @@
-"""Rewards, and what is only measured."""
+"""Rewards, the pictures that may stand in their place, and what is only measured."""
 
 from __future__ import annotations
 
@@ -45,6 +45,16 @@ class Reward(Section):
     workers: RewardWorkers | None = None
     """Processes of its own, with their own number, devices and Python environment; empty: scored in
     fleet.scorers, with the other rewards."""
+
+
+class Demonstrations(Section):
+    """Pictures that are liked, in the place of rewards (SQIL, arXiv 1905.11108): their trajectories
+    count 1 and the policy's own 0."""
+
+    path: str | None = Field(None, min_length=1)
+    """Folder of .png, .jpg or .webp pictures with captions: a metadata.jsonl with `file_name` and
+    `text`, or a .txt file of the same name beside each picture. Goes with --preset=sqil and without
+    rewards."""
 
 
 class Evaluation(Section):

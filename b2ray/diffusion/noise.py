@@ -24,6 +24,7 @@ class Domain(IntEnum):
     PROMPTS = 2
     ORDER = 3
     SAMPLE = 4
+    DEMONSTRATE = 5
 
 
 def generator(

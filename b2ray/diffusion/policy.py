@@ -152,13 +152,46 @@ class Policy:
             x, log_prob = self.schedule.step(i, x, output, draw)
             latents.append(x)
             log_probs.append(log_prob)
-        if not x.isfinite().all():
-            raise ValueError(
-                f"latents are not finite after step {last}: the UNet overflows in "
-                f"{self.config.model.dtype}; use model.dtype=bfloat16 or float32"
-            )
+        self._refuse_overflow(x, "latents")
         none = torch.empty(len(x), 0, device=self.device)
         return Rollout(torch.stack(latents, 1), torch.stack(log_probs, 1) if log_probs else none)
+
+    @torch.no_grad()
+    def demonstrate(
+        self, x0: torch.Tensor, prompts: Sequence[str], first: int, start: np.ndarray, noise: Noise
+    ) -> tuple[Rollout, torch.Tensor]:
+        """Trajectories that pictures could have come from, scored as the policy's own are.
+
+        The picture is noised to t_first by q(x_t | x_0), then every step is a sample of the exact
+        posterior q(x_{t'} | x_t, x_0): what the policy would do if it knew the picture.
+
+        Args:
+            x0: `latents_of` pictures, shape (B, C, H, W).
+            prompts: B prompts.
+            first: index of the first step.
+            start: standard normal, float32, shape (B, C, H, W): the noise of x at t_first.
+            noise: that of each step.
+
+        Returns:
+            What `denoise` returns, with densities under the policy; and the mean over the steps of
+            `Schedule.kl_of_posterior`, float32, shape (B,).
+        """
+        schedule, x0 = self.schedule, x0.to(self.device)
+        i = torch.full((len(x0),), first, dtype=torch.int64, device=self.device)
+        x = schedule.noised(i, x0, torch.from_numpy(start).to(self.device)).to(self.dtype)
+        latents, log_probs, apart = [x], [], []
+        for step in range(first, schedule.steps):
+            i = torch.full_like(i, step)
+            output = self.predict(i, x, prompts)
+            draw = torch.from_numpy(noise(step)).to(self.device)
+            following = schedule.draw(i, schedule.posterior(i, x, x0), draw, x.dtype)
+            log_probs.append(schedule.log_prob(i, x, output, following))
+            apart.append(schedule.kl_of_posterior(i, x, output, x0))
+            latents.append(following)
+            x = following
+        rollout = Rollout(torch.stack(latents, 1), torch.stack(log_probs, 1))
+        self._refuse_overflow(rollout.log_probs, "densities of demonstrations")
+        return rollout, torch.stack(apart, 1).mean(1)
 
     def log_prob(
         self, i: torch.Tensor, x: torch.Tensor, following: torch.Tensor, prompts: Sequence[str]
@@ -169,15 +202,25 @@ class Policy:
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Pictures of final latents (B, C, H, W): uint8, shape (B, height, width, 3), rounded."""
-        vae = self.pipeline.vae
-        with self._on_device(vae):
-            pictures = self._decode(latents, vae.dtype)
-            if vae.dtype == torch.float16 and not pictures.isfinite().all():
-                vae.float()  # for this call alone, so that no call depends on those before it
-                pictures = self._decode(latents, torch.float32)
-                vae.half()
+        pictures = self._with_vae(lambda dtype: self._decode(latents, dtype))
         levels = ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return levels.permute(0, 2, 3, 1).cpu().numpy()
+
+    @torch.no_grad()
+    def latents_of(self, pictures: np.ndarray) -> torch.Tensor:
+        """x_0 of pictures: the mode of the VAE's distribution, scaled, float32, on the CPU.
+
+        Args:
+            pictures: uint8, shape (B, height, width, 3), of the model's own size.
+
+        Raises:
+            ValueError: the latents are not finite.
+        """
+        levels = torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2)
+        latents = self._with_vae(lambda dtype: self._encode(levels.float() / 127.5 - 1, dtype))
+        if not latents.isfinite().all():
+            raise ValueError("the VAE's latents of a demonstration are not finite")
+        return latents.cpu()
 
     @property
     def picture_size(self) -> tuple[int, int]:
@@ -234,12 +277,35 @@ class Policy:
 
     # --- calls ---------------------------------------------------------------------------------
 
+    def _refuse_overflow(self, found: torch.Tensor, what: str) -> None:
+        if not found.isfinite().all():
+            raise ValueError(
+                f"{what} are not finite: the UNet overflows in {self.config.model.dtype}; use "
+                "model.dtype=bfloat16 or float32"
+            )
+
     def _unet(
         self, x: torch.Tensor, t: torch.Tensor, prompts: Sequence[str | None]
     ) -> torch.Tensor:
         text, added = self.encode(prompts)
         more: dict[str, Any] = {"added_cond_kwargs": added} if added else {}
         return self.pipeline.unet(x, t, encoder_hidden_states=text, **more).sample.float()
+
+    def _with_vae(self, run: Callable[[torch.dtype], torch.Tensor]) -> torch.Tensor:
+        """What the VAE makes in its precision, or in float32 where float16 overflows."""
+        vae = self.pipeline.vae
+        with self._on_device(vae):
+            found = run(vae.dtype)
+            if vae.dtype == torch.float16 and not found.isfinite().all():
+                vae.float()  # for this call alone, so that no call depends on those before it
+                found = run(torch.float32)
+                vae.half()
+        return found
+
+    def _encode(self, pictures: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        vae = self.pipeline.vae
+        mode = vae.encode(pictures.to(dtype)).latent_dist.mode()
+        return mode.float() * vae.config.scaling_factor
 
     def _decode(self, latents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         vae = self.pipeline.vae

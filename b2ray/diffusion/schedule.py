@@ -151,7 +151,30 @@ class Schedule:
 
     def mean(self, i: torch.Tensor, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """Mean of the transition out of step i, float32; arguments as `predicted_image`."""
-        x0, eps = self.predicted_image(i, x, output)
+        return self._towards(i, *self.predicted_image(i, x, output))
+
+    def noised(self, i: torch.Tensor, x0: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """A sample of q(x_t | x_0) at the start of step i (equation 4), float32.
+
+        Args:
+            i: step indices, int64, shape (B,).
+            x0: latents of pictures, shape (B, C, H, W).
+            noise: standard normal, same shape.
+        """
+        a = _column(self.alpha[i])
+        return a.sqrt() * x0.float() + (1 - a).sqrt() * noise.float()
+
+    def posterior(self, i: torch.Tensor, x: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+        """Mean of q(x_{t'} | x_t, x_0) out of step i (equation 7), float32; its spread is sigma.
+
+        Args:
+            i, x: as `predicted_image`.
+            x0: latents of the picture that x is a noisy version of, same shape.
+        """
+        a, x0 = _column(self.alpha[i]), x0.float()
+        return self._towards(i, x0, (x.float() - a.sqrt() * x0) / (1 - a).sqrt())
+
+    def _towards(self, i: torch.Tensor, x0: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         a_next, sigma = _column(self.alpha_next[i]), _column(self.sigma[i])
         return a_next.sqrt() * x0 + (1 - a_next - sigma**2).clamp(min=0).sqrt() * eps
 
@@ -171,8 +194,14 @@ class Schedule:
             The next latents in the dtype of x, and their log-density as `log_prob`, shape (B,).
         """
         mean = self.mean(i, x, output)
-        following = (mean + _column(self.sigma[i]) * noise.float()).to(x.dtype)
+        following = self.draw(i, mean, noise, x.dtype)
         return following, self._density(i, mean, following)
+
+    def draw(
+        self, i: torch.Tensor, mean: torch.Tensor, noise: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """A sample around the mean of a transition out of step i, rounded to the dtype."""
+        return (mean + _column(self.sigma[i]) * noise.float()).to(dtype)
 
     def log_prob(
         self, i: torch.Tensor, x: torch.Tensor, output: torch.Tensor, following: torch.Tensor
@@ -193,10 +222,19 @@ class Schedule:
         latent's elements as `log_prob` is; float32, shape (B,), zero where sigma is below
         `MIN_SIGMA`. Arguments as `predicted_image`.
         """
-        apart = self.mean(i, x, output) - self.mean(i, x, reference)
+        return self._apart(i, self.mean(i, x, output) - self.mean(i, x, reference))
+
+    def kl_of_posterior(
+        self, i: torch.Tensor, x: torch.Tensor, output: torch.Tensor, x0: torch.Tensor
+    ) -> torch.Tensor:
+        """KL divergence of `posterior` from the transition out of step i, in the form of `kl`."""
+        return self._apart(i, self.mean(i, x, output) - self.posterior(i, x, x0))
+
+    def _apart(self, i: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
+        """KL divergence of two transitions out of step i whose means differ by `means`."""
         sigma = self.sigma[i]
         safe = _column(sigma.clamp(min=MIN_SIGMA))
-        return (apart**2 / (2 * safe**2)).mean(dim=(1, 2, 3)) * (sigma >= MIN_SIGMA)
+        return (means**2 / (2 * safe**2)).mean(dim=(1, 2, 3)) * (sigma >= MIN_SIGMA)
 
     def _density(
         self, i: torch.Tensor, mean: torch.Tensor, following: torch.Tensor

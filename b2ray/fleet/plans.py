@@ -81,7 +81,7 @@ class Update(LearnerCall):
         stage: its number.
         interval: n.
         rollout: the stage's.
-        selected: (prompt, advantage, (group, branch)), in (group, branch) order.
+        selected: (prompt, advantage, (group, branch)), in the order in which they are trained on.
         max_lag: largest number of versions that a trajectory may be behind.
         taken: as in `LearnerCall`.
         sample_from: called with the version that samplers need: the rollout's while leaves of it

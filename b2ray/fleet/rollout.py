@@ -1,4 +1,8 @@
-"""The rollout of work units: prefix -> branches -> scores, on any sampler and any scorer."""
+"""The rollout of work units: prefix -> branches -> scores, on any sampler and any scorer.
+
+Demonstrations go the same way up to their trajectories: their latents are the prefix, and what
+leads to them are the branches.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ import ray
 
 from b2ray.actors.worker import Receipt
 from b2ray.branching import WorkUnit
+from b2ray.demonstrations import files_of
+from b2ray.diffusion.noise import Domain
 from b2ray.fleet.pace import Pace
 from b2ray.fleet.slots import Call, Slot
 
@@ -22,9 +28,12 @@ Leaf = tuple[int, int]  # unit index, leaf within the unit
 # instead of filling the object store.
 MOST_UNSCORED = 32
 
+PREFIXES = ("denoise_prefix", "encode_demonstrations")
+BRANCHES = ("denoise_branches", "follow_demonstrations")
+
 
 class Rollout:
-    """Prefix -> branches -> scores for every work unit.
+    """Prefix -> branches -> scores for every work unit; demonstrations are never scored.
 
     A prefix is a ref that any sampler can branch from: a sampler first takes ranges of prefixes it
     made, then a new unit, and when units run out, ranges of prefixes made elsewhere. The last
@@ -40,14 +49,15 @@ class Rollout:
         record: keep trajectories.
         embed: ask scorers for embeddings.
         keep_pictures: of how many leaves at the beginning pictures are kept.
-        progress: called with the number of leaves that have all their scores.
+        progress: called with the number of leaves that have all their scores, or need none.
 
     Attributes:
         version: of the policy that all units are for.
         scores: by reward, then leaf; see `reward_table`.
         trajectories: leaf -> ref, if recorded.
         pictures: (unit index, first leaf) -> the pictures of the ranges to be kept.
-        seconds: from the first call to the last score so far.
+        apart: of a demonstration's leaf, how far the policy is from it (`Policy.demonstrate`).
+        seconds: from the first call to the last leaf so far that has its scores.
     """
 
     def __init__(
@@ -68,6 +78,7 @@ class Rollout:
         self.progress = progress
         self.scores: dict[str, dict[Leaf, float]] = defaultdict(dict)
         self.trajectories: dict[Leaf, Any] = {}
+        self.apart: dict[Leaf, float] = {}
         self.pictures: dict[tuple[int, int], np.ndarray] = {}
         self.unet_evals = 0
         self.seconds = 0.0
@@ -87,7 +98,9 @@ class Rollout:
         # Ranges whose pictures wait for a role, and the roles that each range still waits for.
         self._unscored: dict[str, deque[tuple[Range, Any]]] = {r: deque() for r in self._scorers}
         self._roles_left = {
-            (u.index, low): set(self._scorers) for u in units for low, _ in u.ranges(branch_batch)
+            (u.index, low): set() if _is_shown(u) else set(self._scorers)
+            for u in units
+            for low, _ in u.ranges(branch_batch)
         }
         self._remaking: set[tuple[int, int]] = set()
         self._before: dict[int, int] = {}  # leaves in earlier units
@@ -99,7 +112,7 @@ class Rollout:
 
     @property
     def finished(self) -> bool:
-        """Whether every leaf has its scores, and its trajectory where that was lost."""
+        """Whether every leaf is made and has its scores, and its trajectory where it was lost."""
         return not self._roles_left and not self._remaking
 
     @property
@@ -141,16 +154,29 @@ class Rollout:
         return self._pace.worth(sampler, count, self.batch)
 
     def _prefix(self, unit: WorkUnit) -> Call:
+        if _is_shown(unit):
+            args, doing = (unit, files_of(unit)), f"encoding {_name(unit)}"
+            return Call("sampler", "encode_demonstrations", args, 2, doing, unit)
         return Call("sampler", "denoise_prefix", (unit,), 2, f"denoising {_name(unit)}", unit)
 
     def _branches(self, index: int) -> Call:
         unit, low, high = self._open[index].popleft()
         if not self._open[index]:
             del self._open[index]
-        args = (unit, self._prefixes[index], low, high, self.record)
+        args: tuple[Any, ...] = (unit, self._prefixes[index], low, high)
+        if _is_shown(unit):
+            method, doing = "follow_demonstrations", "following"
+        else:
+            method, doing = "denoise_branches", "denoising"
+            pictures = bool(self._roles_left.get((index, low))) or self._is_kept(unit, low)
+            args += (self.record, pictures)
         results = 2 + (high - low if self.record else 0)
-        doing = f"denoising leaves {low}-{high - 1} of {_name(unit)}"
-        return Call("sampler", "denoise_branches", args, results, doing, unit, (low, high))
+        doing = f"{doing} leaves {low}-{high - 1} of {_name(unit)}"
+        return Call("sampler", method, args, results, doing, unit, (low, high))
+
+    def _is_kept(self, unit: WorkUnit, low: int) -> bool:
+        """Whether the pictures of a range are kept."""
+        return low + self._before[unit.index] < self.keep_pictures
 
     def _score(self, role: str) -> Call:
         (unit, low, high), pictures = self._unscored[role].popleft()
@@ -166,17 +192,19 @@ class Rollout:
         assert call.unit is not None
         unit, (low, high) = call.unit, call.leaves
         size = receipt.values.get("bytes", 0)
-        if call.method == "denoise_prefix":
+        if call.method in PREFIXES:
             self._prefixes[unit.index], self._maker[unit.index] = results[0], slot.index
             self._bytes["prefix", unit.index] = size
             ranges = self._waiting.pop(unit.index, [])
             if ranges:
                 self._open.setdefault(unit.index, deque()).extend(ranges)
-        elif call.method == "denoise_branches":
+        elif call.method in BRANCHES:
             self._pace.done(slot.index, high - low, receipt.seconds)
-            self._take_branches((unit, low, high), results)
             self._bytes["pictures", unit.index, low] = receipt.values.get("picture_bytes", 0)
             self._bytes["branches", unit.index, low] = size
+            for leaf, apart in enumerate(receipt.values.get("apart", ()), low):
+                self.apart[unit.index, leaf] = apart
+            self._take_branches((unit, low, high), results)
         else:
             self._take_scores(call.role, (unit, low, high), receipt)
         self.unet_evals += receipt.unet_evals
@@ -184,14 +212,18 @@ class Rollout:
     def _take_branches(self, done: Range, results: Sequence[Any]) -> None:
         unit, low, high = done
         key = (unit.index, low)
-        roles = self._roles_left.get(key, set())
-        if roles and low + self._before[unit.index] < self.keep_pictures:
-            self.pictures[key] = ray.get(results[0])
         for leaf, ref in zip(range(low, high), results[1:], strict=self.record):
             self.trajectories[unit.index, leaf] = ref
+        self._remaking.discard(key)
+        roles = self._roles_left.get(key)
+        if roles is None:
+            return  # made again for its trajectories alone
+        if self._is_kept(unit, low):
+            self.pictures[key] = ray.get(results[0])
         for role in sorted(roles):
             self._unscored[role].append((done, results[0]))
-        self._remaking.discard(key)
+        if not roles:
+            self._complete(done)
 
     def _take_scores(self, role: str, scored: Range, receipt: Receipt) -> None:
         unit, low, high = scored
@@ -206,10 +238,14 @@ class Rollout:
                 self._embeddings[role][unit.index, leaf] = vector
         left.remove(role)
         if not left:
-            del self._roles_left[unit.index, low]
-            self._bytes.pop(("pictures", unit.index, low), None)
-            self.seconds = time.perf_counter() - (self._began or 0)
-            self.progress(high - low)
+            self._complete(scored)
+
+    def _complete(self, done: Range) -> None:
+        unit, low, high = done
+        del self._roles_left[unit.index, low]
+        self._bytes.pop(("pictures", unit.index, low), None)
+        self.seconds = time.perf_counter() - (self._began or 0)
+        self.progress(high - low)
 
     # --- what is lost is made again ------------------------------------------------------------
 
@@ -218,9 +254,9 @@ class Rollout:
         assert call.unit is not None
         again = (call.unit, *call.leaves)
         index = call.unit.index
-        if call.method == "denoise_prefix":
+        if call.method in PREFIXES:
             self._new.appendleft(call.unit)
-        elif call.method == "denoise_branches":
+        elif call.method in BRANCHES:
             self._waiting.setdefault(index, []).extend([*self._open.pop(index, ()), again])
             if self._prefixes.pop(index, None) is not None:
                 self._new.appendleft(call.unit)
@@ -252,11 +288,12 @@ class Rollout:
     # --- the results ---------------------------------------------------------------------------
 
     def reward_table(self, name: str) -> np.ndarray:
-        """Scores of one reward, float64, shape (G, K), in the order of the groups."""
+        """Scores of one reward, float64, shape (G, K), in the order of the policy's own groups."""
         found = self.scores[name]
         rows = [
             [found[u.index, g * u.branches + k] for k in range(u.branches)]
             for u in self.units
+            if not _is_shown(u)
             for g in range(len(u.groups))
         ]
         return np.array(rows, dtype=np.float64)
@@ -285,6 +322,11 @@ class Rollout:
                 return unit.index, group * unit.branches + branch
             group -= len(unit.groups)
         raise IndexError(f"no group {group} beyond the last unit")
+
+
+def _is_shown(unit: WorkUnit) -> bool:
+    """Whether a unit is of demonstrations, not of what the policy draws."""
+    return unit.domain == Domain.DEMONSTRATE
 
 
 def _name(unit: WorkUnit) -> str:

@@ -57,7 +57,8 @@ class Updater:
 
         Every pass visits every trajectory once, in an order keyed by (seed, stage, pass), in
         batches of nearly equal size, so that none is left over. An objective on pairs visits a
-        group's best and worst leaf together. What is replayed is spread over all batches.
+        group's best and worst leaf together, one of demonstrations each with one of the policy's
+        own. What is replayed is spread over all batches.
 
         Args:
             stage: keys the order, and sets the learning rate.
@@ -117,10 +118,16 @@ class Updater:
         return trained_steps(selected.interval, self.policy.schedule.trainable)
 
     def _visits(self, selected: Sequence[Selected]) -> list[list[Selected]]:
-        """What is trained on together: single trajectories, or best and worst leaves of groups."""
-        if not self.objective.pairs:
+        """What is trained on together: single trajectories, best and worst leaves of groups, or
+        one of the policy's own and a demonstration, so that every batch is half of each."""
+        shown = bool(self.config.demonstrations.path)
+        if not self.objective.pairs and not shown:
             return [[s] for s in selected]
         halves = [list(selected[j : j + 2]) for j in range(0, len(selected), 2)]
+        if shown:
+            if any([s.advantage for s in pair] != [-1.0, 1.0] for pair in halves):
+                raise ValueError("after each trajectory of the policy's own comes a demonstration")
+            return halves
         if any(len({s.prompt for s in pair}) != 1 or len(pair) != 2 for pair in halves):
             raise ValueError("the objective needs the best and the worst leaf of every group")
         return [sorted(pair, key=lambda s: -s.advantage) for pair in halves]

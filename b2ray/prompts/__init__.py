@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from b2ray.errors import ConfigError
 from b2ray.options import find
 from b2ray.prompts.files import read_file
 from b2ray.prompts.templates import BUILT_IN
+
+if TYPE_CHECKING:
+    from b2ray.demonstrations import Demonstration
 
 
 @dataclass(frozen=True)
@@ -29,15 +33,25 @@ class PromptSet:
 
 @dataclass(frozen=True)
 class PromptSets:
-    """The prompts of a run."""
+    """The prompts of a run.
+
+    Attributes:
+        demonstrations: pictures with captions, where they stand in the place of rewards.
+    """
 
     train: PromptSet
     heldout: PromptSet | None = None
+    demonstrations: tuple[Demonstration, ...] = ()
 
     def evaluated(self) -> dict[str, tuple[str, ...]]:
         """What an evaluation looks at, by the name of the set; weights play no part in it."""
         sets = {"train": self.train, "heldout": self.heldout}
         return {name: found.texts for name, found in sets.items() if found}
+
+    def trained(self) -> tuple[str, ...]:
+        """All prompts that trajectories can have."""
+        captions = [d.caption for d in self.demonstrations]
+        return tuple(dict.fromkeys([*self.train.texts, *captions]))
 
 
 def read(field: str, value: str) -> PromptSet:

@@ -15,6 +15,7 @@ from b2ray.branching import RewardWindow
 from b2ray.config import Config
 from b2ray.cost import plan_cost
 from b2ray.crew import Crew
+from b2ray.demonstrations import too_small
 from b2ray.diffusion import lora_file
 from b2ray.discretion import masked
 from b2ray.evaluation import Evaluated, overtaken
@@ -125,6 +126,10 @@ class Recorder:
     def _tell_of_actors(self, crew: Crew) -> None:
         for prompt in crew.too_long():
             self.line(f"the tokenizer cuts off the end of the prompt {prompt!r}")
+        if self.prompts.demonstrations:
+            small = too_small(self.prompts.demonstrations, crew.picture_size())
+            if small:
+                self.line(small)
 
     def fleet_event(self, event: Event) -> None:
         """Something happened to the fleet: fleet.jsonl, and a line if it is trouble."""
@@ -170,7 +175,10 @@ class Recorder:
         parts = [f"stage {step}/{self.config.curriculum.stages}"]
         if "interval" in figures:
             parts.append(f"interval {figures['interval']:.0f} of {self.config.sampling.steps}")
-            parts.append(f"reward {figures['reward/mean']:.3f}")
+            if "reward/mean" in figures:
+                parts.append(f"reward {figures['reward/mean']:.3f}")
+            else:
+                parts.append(f"{figures['demonstrations/kl']:.4f} nats from the demonstrations")
             parts.append(f"clipped {figures.get('policy/clip_fraction', 0):.0%}")
         shown = {k: v for k, v in evaluated.items() if k.startswith("eval/")}
         parts += [f"{k.removeprefix('eval/')} {v:.3f}" for k, v in shown.items()]
@@ -225,7 +233,7 @@ class Recorder:
     def _keep_pictures(
         self, name: str, prompts: tuple[str, ...], step: int, found: Evaluated
     ) -> list[str]:
-        count = min(self.config.evaluation.previews, found.scores["reward"].size)
+        count = min(self.config.evaluation.previews, len(found.prompts))
         if count == 0:
             return []
         pictures = np.concatenate(found.pictures)[:count]
@@ -263,7 +271,7 @@ class Recorder:
             "name": self.config.name,
             "seed": self.config.seed,
             "stages": self.state.stage,
-            "reward": pair("train", "reward"),
+            **({"reward": pair("train", "reward")} if self.config.rewards else {}),
             **{r.name: {which: pair(which, r.name) for which in first} for r in rewards},
             "diversity": {k: pair("train", k) for k in DIVERSITY if k in first["train"]},
             "reward_queries": int(counters.get("cost/reward_queries", 0)),

@@ -117,7 +117,8 @@ def closing_table(summary: dict[str, Any]) -> None:
     table = Table(title=f"{summary['name']}: before and after", title_justify="left")
     for column, justify in (("", "left"), ("before", "right"), ("after", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    table.add_row("reward, training prompts", *_pair(summary["reward"], "{:.3f}"))
+    if "reward" in summary:
+        table.add_row("reward, training prompts", *_pair(summary["reward"], "{:.3f}"))
     for name, sets in summary.items():
         if not isinstance(sets, dict) or "train" not in sets:
             continue

@@ -11,6 +11,7 @@ import yaml
 
 from b2ray.options import merge, parse
 from b2ray.run import main
+from b2ray.shapes.demonstrations import main as demonstrations
 from tests.captioning import save_captioning
 from tests.models import ZERO_SNR, pipeline, sdxl
 from tests.runner import ROOT, Runner
@@ -76,6 +77,9 @@ def test_a_configuration_runs(
     values["branching"]["images"] = max(4, 2 * branches)
     if not config.model.path.startswith("b2ray/"):
         values["model"] |= {"path": str(bases / family), "revision": None, "variant": None}
+    if config.demonstrations.path:
+        values["demonstrations"]["path"] = str(tmp_path / "demonstrations")
+        assert demonstrations([values["demonstrations"]["path"], "--count", "8"]) == 0
     for section, field in ((values, "rewards"), (values["evaluation"], "heldout_rewards")):
         section[field] = [stand_in(r, runner.models, captioner) for r in section[field]]
     values |= {"runs": str(runner.runs), "name": f"config-{name}"}

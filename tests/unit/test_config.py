@@ -14,6 +14,7 @@ from b2ray.errors import ConfigError
 from b2ray.options import PACKAGE, parse, validated
 
 CLIP = {"name": "clip", "kind": "clip"}
+SHOWN = {"preset": "sqil", "demonstrations": {"path": "folder"}, "rewards": []}
 
 
 @pytest.fixture
@@ -56,12 +57,18 @@ TABLE = {
     "dpok": (1, (20, 20), "all", (None, None), "prompt", 1e-4),
     "d3po": (2, (20, 20), "best_worst", (None, None), "group", 1e-4),
     "grpo": (8, (20, 20), "all", (None, None), "group", 1e-4),
+    "sqil": (1, (20, 20), "all", (None, None), "prompt", 1e-4),
 }
+
+
+def learnt_from(preset: str) -> dict[str, object]:
+    """The preset, with what it learns from."""
+    return SHOWN if preset == "sqil" else {"preset": preset}
 
 
 @pytest.mark.parametrize("preset", TABLE)
 def test_a_preset_is_its_column_of_the_papers_table(config, preset):
-    c = config(preset=preset)
+    c = config(**learnt_from(preset))
     found = (
         c.branching.branches,
         c.interval_bounds,
@@ -158,7 +165,14 @@ def test_as_many_whole_groups_as_fit_are_sampled(config):
         ({"sampling": 3}, ["sampling is 3"]),
         ({"preset": "reinforce"}, ["preset is 'reinforce'", "b2_released", "bs_only"]),
         ({"sampling": {"stepz": 3}}, ["sampling.stepz is not a field", "3", "--help"]),
-        ({"rewards": []}, ["rewards is []", "at least 1"]),
+        ({"rewards": []}, ["rewards is empty", "at least 1", "--demonstrations.path="]),
+        ({"demonstrations": {"path": ""}}, ["demonstrations.path is ''"]),
+        (SHOWN | {"rewards": [CLIP]}, ["rewards has 1", "'folder'", "heldout_rewards"]),
+        (SHOWN | {"preset": "b2"}, ["branching.branches is 5", "'folder'", "--preset=sqil"]),
+        (SHOWN | {"selection": {"kind": "best_worst"}}, ["selection.kind is best_worst", "all"]),
+        (SHOWN | {"branching": {"images": 1}}, ["branching.images is 1", "at least 2"]),
+        (SHOWN | {"objective": {"kind": "dpo"}}, ["objective.kind is dpo"]),
+        (SHOWN | {"replay": {"stages": 2}}, ["replay.stages is 2", "'folder'", "replay.stages=0"]),
         ({"rewards": [CLIP, CLIP]}, ["'clip' is used twice"]),
         (
             {"evaluation": {"heldout_rewards": [CLIP]}},
@@ -175,8 +189,12 @@ def test_what_cannot_work_is_refused_in_one_sentence(refusal, sections, words):
 def test_a_missing_section_is_named_with_its_option(missing):
     values = {"prompts": {"train": "p.txt"}, "rewards": [CLIP]}
     del values[missing]
-    with pytest.raises(ConfigError, match=f"{missing} is missing: .*--{missing}="):
+    with pytest.raises(ConfigError, match=rf"{missing}\S* is .*: .*--{missing}\S*="):
         validated(values)
+
+
+def test_half_of_the_images_are_demonstrations(config):
+    assert config(**SHOWN, branching={"images": 13}).groups == 6
 
 
 @pytest.mark.parametrize("name", [*SUMMARY_WORDS, "mean", "pairwise", "vendi", "step"])

@@ -117,6 +117,24 @@ def test_hours_are_work_by_speed():
     assert forwards().hours(forward_tflop=3600.0, sustained_tflops=2.0) == 66 / 2
 
 
+def test_demonstrations_are_followed_and_learnt_from_but_not_scored():
+    shown = config(
+        rewards=[],
+        preset="sqil",
+        demonstrations={"path": "folder"},
+        sampling={"steps": 4},
+        curriculum={"stages": 2, "start": 3, "end": 3},
+        branching={"images": 10},
+        learner={"passes": 3},
+    )
+    cost = plan_cost(shown, latent=(4, 8, 8))
+    assert cost.reward_queries == 0
+    assert cost.unet_evals_sampling == 2 * (5 * 4 + 5 * 3)
+    assert cost.unet_evals_learning == 2 * 3 * 10 * 3
+    latent = 4 * 4 * 8 * 8
+    assert cost.bytes_per_stage == 5 * 2 * latent + 10 * (4 * latent + 4 * 3)
+
+
 @pytest.mark.parametrize(
     ("every", "stages", "pictures"), [(0, 9, 0), (3, 9, 2), (3, 10, 3), (1, 2, 1), (10, 9, 0)]
 )

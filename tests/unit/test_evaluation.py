@@ -99,6 +99,8 @@ def test_a_held_out_reward_that_falls_while_the_trained_one_rises_is_named():
     assert overtaken(before, after, ["judge", "other"]) == ["judge"]
     assert overtaken(before, {**after, "reward": picture - 0.1}, ["judge"]) == []
     assert overtaken(before, before, ["judge"]) == []
+    del before["reward"]  # with demonstrations no reward is trained on
+    assert overtaken(before, after, ["judge"]) == []
 
 
 def test_a_mean_can_be_of_the_first_pictures():

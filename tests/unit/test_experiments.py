@@ -10,6 +10,7 @@ from b2ray.checks import check_files
 from b2ray.config import Config
 from b2ray.cost import plan_cost
 from b2ray.options import parse
+from b2ray.shapes.demonstrations import main as demonstrations
 
 FILES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 EXPERIMENTS = [f for f in FILES if not f.stem.startswith("quickstart")]
@@ -21,8 +22,13 @@ def config(file: Path) -> Config:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
-def test_a_file_is_a_run(file):
+def test_a_file_is_a_run(file, tmp_path, monkeypatch):
     found = config(file)
+    if found.demonstrations.path:  # the user's; the file's first lines say how to make it
+        monkeypatch.chdir(tmp_path)
+        command = f"python -m b2ray.shapes.demonstrations {found.demonstrations.path} --count 64"
+        assert command in file.read_text(encoding="utf-8")
+        assert demonstrations([found.demonstrations.path, "--count", "64"]) == 0
     assert found.name == file.stem
     sets = check_files(found).evaluated()
     assert set(sets) == {"train", "heldout"}

@@ -14,7 +14,7 @@ from b2ray.actors.worker import Receipt
 from b2ray.branching import Group, WorkUnit
 from b2ray.diffusion.noise import Domain
 from b2ray.fleet import rollout
-from b2ray.fleet.rollout import Rollout
+from b2ray.fleet.rollout import BRANCHES, PREFIXES, Rollout
 
 SCORERS = {"scorer": ["a", "b"], "scorer c": ["c"]}
 
@@ -33,11 +33,13 @@ def slot(role: str, index: int = 0, version: int = 0) -> SimpleNamespace:
 def answer(call):
     """What a sound actor answers: a receipt and refs; scores tell which leaf they are of."""
     low, high = call.leaves
-    if call.method == "denoise_prefix":
+    if call.method in PREFIXES:
         return Receipt("sampler", "", 0, 0.0, 2), [f"prefix {call.unit.index}"]
-    if call.method == "denoise_branches":
+    if call.method in BRANCHES:
         refs = [f"leaf {call.unit.index} {leaf}" for leaf in range(low, high)]
-        return Receipt("sampler", "", 0, 0.0, high - low), [object(), *refs]
+        apart = [leaf / 8 for leaf in range(low, high)]
+        more = {"apart": apart} if call.method == "follow_demonstrations" else {}
+        return Receipt("sampler", "", 0, 0.0, high - low, more), [object(), *refs]
     names = SCORERS[call.role]
     scores = {n: [100.0 * call.unit.index + leaf for leaf in range(low, high)] for n in names}
     vectors = np.array([[call.unit.index, leaf] for leaf in range(low, high)], np.float32)
@@ -170,3 +172,83 @@ def test_samplers_at_another_version_get_nothing():
     plan = Rollout(units(1), 4, SCORERS, ["a"], record=True)
     assert plan.next_call(slot("sampler", version=1)) is None
     assert plan.next_call(slot("sampler", version=0)) is not None
+
+
+# --- demonstrations and what is not scored ---------------------------------------------------
+
+
+def shown(tmp_path, count: int = 2) -> list[WorkUnit]:
+    """Work units of five demonstrations, after those of `units`."""
+    (tmp_path / "a.png").write_bytes(b"picture")
+    groups = tuple(Group(g, "p", str(tmp_path / "a.png")) for g in range(5))
+    return [WorkUnit(0, Domain.DEMONSTRATE, 0, 0, 3 + u, groups, 1, 1) for u in range(count)]
+
+
+@pytest.mark.parametrize("losses", [0.0, 0.3])
+@pytest.mark.parametrize("seed", range(10))
+def test_demonstrations_are_followed_beside_the_own(tmp_path, losses, seed):
+    counted: list[int] = []
+    work = [*units(), *shown(tmp_path)]
+    plan = Rollout(work, 4, {}, [], record=True, progress=counted.append)
+    drive(plan, losses, seed)
+    assert sum(counted) == 18 + 10
+    assert len(plan.trajectories) == 28
+    # Groups are counted over all units: six of three branches, then ten of one.
+    assert (plan.leaf(5, 2), plan.leaf(6, 0), plan.leaf(15, 0)) == (
+        *("leaf 2 5", "leaf 3 0", "leaf 4 4"),
+    )
+    assert plan.apart == {(u, leaf): leaf / 8 for u in (3, 4) for leaf in range(5)}
+
+
+@pytest.mark.parametrize("losses", [0.0, 0.3])
+def test_lost_demonstrations_are_made_again(tmp_path, losses):
+    plan = Rollout([*units(), *shown(tmp_path)], 4, {}, [], record=True)
+    drive(plan)
+    kept = [(0, 1), (7, 0), (15, 0)]
+    plan.keep(kept)
+    for group, branch in kept[1:]:
+        plan.trajectories[plan._place(group, branch)] = "gone"
+    plan.again(kept[1:])
+    assert not plan.finished
+    drive(plan, losses)
+    assert [plan.leaf(*leaf) for leaf in kept] == ["leaf 0 1", "leaf 3 1", "leaf 4 4"]
+
+
+def test_a_call_has_the_files_and_only_own_leaves_are_scored(tmp_path):
+    plan = Rollout([*units(1), *shown(tmp_path, 1)], 8, SCORERS, ["a"], record=True)
+    calls, sampler = [], slot("sampler")
+    while (call := plan.next_call(sampler)) is not None:
+        calls.append(call)
+        plan.done(call, sampler, *answer(call))
+    found = {call.method: call for call in calls}
+    assert found["encode_demonstrations"].args[1] == [b"picture"] * 5
+    assert found["follow_demonstrations"].args[1:] == ("prefix 3", 0, 5)
+    assert found["denoise_branches"].args[-1] is True  # its pictures are wanted
+    scored = plan.next_call(slot("scorer"))
+    assert scored.unit.index == 0 and plan.next_call(slot("scorer")) is None
+    plan.done(scored, slot("scorer"), *answer(scored))
+    assert plan.finished
+    assert plan.reward_table("a").tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_pictures_that_nobody_wants_are_not_decoded(monkeypatch):
+    monkeypatch.setattr(rollout.ray, "get", lambda ref: ref)
+    plan = Rollout(units(2), 4, {}, [], record=False, keep_pictures=7)
+    wanted, sampler = [], slot("sampler")
+    while (call := plan.next_call(sampler)) is not None:
+        if call.method == "denoise_branches":
+            wanted.append((call.unit.index, call.leaves, call.args[-1]))
+        plan.done(call, sampler, *answer(call))
+    assert plan.finished and plan.held == 0
+    assert sorted(wanted) == [
+        *((0, (0, 4), True), (0, (4, 6), True)),
+        *((1, (0, 4), True), (1, (4, 6), False)),
+    ]
+    assert sorted(plan.pictures) == [(0, 0), (0, 4), (1, 0)]
+
+
+def test_a_trajectory_that_is_made_again_needs_no_picture():
+    plan, sampler = Rollout(units(1), 6, SCORERS, ["a", "c"], record=True), slot("sampler")
+    drive(plan)
+    plan.again([(0, 0)])
+    assert plan.next_call(sampler).args[-1] is False

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from b2ray.config import Config, Curriculum, Evaluation, Prompts, Reward
+from b2ray.demonstrations import Demonstration
 from b2ray.evaluation import Evaluated
+from b2ray.options import validated
 from b2ray.prompts import PromptSet, PromptSets
 from b2ray.replay import Kept
 from b2ray.tracking.folder import open_run
 from b2ray.tracking.recorder import Recorder
 
 PROMPTS = PromptSets(PromptSet(("a", "b", "c")), PromptSet(("d", "e")))
+LOG = SimpleNamespace(send=lambda: None, run_id="id")
 WEIGHTS = {"x": np.zeros((2, 2), np.float32)}
 
 
 class FakeCrew:
     """Evaluates to the stage's number, in pictures of known colours."""
 
-    def __init__(self) -> None:
+    def __init__(self, rewards: tuple[str, ...] = ("reward", "clip")) -> None:
+        self.rewards = rewards
         self.weights = SimpleNamespace(version=0, digest="d")
         self.newest = (WEIGHTS, {})
         self.kept: list[Kept] = []
@@ -36,10 +42,13 @@ class FakeCrew:
     def too_long(self) -> list[str]:
         return []
 
+    def picture_size(self) -> tuple[int, int]:
+        return 8, 8
+
     def evaluate(self, prompts, which, count, reference, progress) -> Evaluated:
         self.asked.append((which, count))
         pictures = np.zeros((count, 8, 8, 3), np.uint8)
-        scores = {n: np.arange(count) + 100.0 * self.weights.version for n in ("reward", "clip")}
+        scores = {n: np.arange(count) + 100.0 * self.weights.version for n in self.rewards}
         texts = [prompts[i % len(prompts)] for i in range(count)]
         vectors = np.eye(count, dtype=np.float32)
         halves = [pictures[: count // 2], pictures[count // 2 :]]
@@ -59,10 +68,9 @@ def run(tmp_path):
             curriculum=Curriculum(stages=2),
             evaluation=Evaluation(**evaluation),
         )
-        log = SimpleNamespace(send=lambda: None, run_id="id")
         crew = FakeCrew()
         with open_run(config) as folder:
-            recorder = Recorder(config, PROMPTS, folder, log)
+            recorder = Recorder(config, PROMPTS, folder, LOG)
             state = recorder.begin(crew)
             for version in (1, 2):
                 crew.weights.version = version
@@ -113,3 +121,38 @@ def test_every_stage_has_its_line_with_totals(run):
     assert [line["step"] for line in lines] == [0, 1, 2]
     assert [line.get("cost/reward_queries", 0) for line in lines] == [0, 10, 20]
     assert all(math.isfinite(v) for line in lines for v in line.values() if isinstance(v, float))
+
+
+@pytest.mark.parametrize("heldout", [(), ("judge",)])
+def test_a_run_on_demonstrations_has_no_reward(tmp_path, capsys, heldout):
+    rewards = tuple(Reward(name=n, kind="clip") for n in heldout)
+    config = validated(
+        {
+            "preset": "sqil",
+            "name": "mine",
+            "runs": str(tmp_path),
+            "demonstrations": {"path": "folder"},
+            "curriculum": {"stages": 1},
+            "evaluation": {
+                "images": 4,
+                "final_images": 4,
+                "heldout_rewards": [r.model_dump() for r in rewards],
+            },
+        }
+    )
+    shown = (Demonstration(Path("small.png"), "a", (4, 4)),)
+    crew = FakeCrew(heldout)
+    with open_run(config) as folder:
+        recorder = Recorder(config, replace(PROMPTS, demonstrations=shown), folder, LOG)
+        state = recorder.begin(crew)
+        crew.weights.version = 1
+        recorder.commit(crew, state, {"interval": 3.0, "demonstrations/kl": 0.25}, {})
+        summary = recorder.finish(crew)
+        recorder.close()
+    said = capsys.readouterr().err
+    assert "small.png (4 × 4)" in said and "0.2500 nats from the demonstrations" in said
+    assert "reward" not in summary and summary["reward_queries"] == 0
+    assert all("reward" not in e for e in summary["evaluations"])
+    assert set(summary) >= set(heldout)
+    assert folder.metrics()[1].keys().isdisjoint({"reward/mean", "eval/train/reward"})
+    assert (folder.pictures / "before_after_train.png").exists()

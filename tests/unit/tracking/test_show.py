@@ -76,6 +76,7 @@ def test_the_closing_table_shows_before_and_after(capsys):
         }
     )
     shown = capsys.readouterr().out
+    assert "reward, training prompts" in shown
     for expected in (
         "mine: before and after",
         "judge, training prompts",
@@ -89,3 +90,19 @@ def test_the_closing_table_shows_before_and_after(capsys):
         "/somewhere/lora.safetensors",
     ):
         assert expected in shown
+
+
+def test_the_closing_table_of_a_run_without_rewards(capsys):
+    closing_table(
+        {
+            "name": "mine",
+            "diversity": {},
+            "reward_queries": 0,
+            "unet_evals": 7,
+            "seconds": 1.0,
+            "files": {},
+        }
+    )
+    shown = capsys.readouterr().out
+    assert "0 reward queries, 7 UNet evaluations" in shown
+    assert "training prompts" not in shown
