@@ -77,7 +77,8 @@ def plan_cost(
     leaves = images + shown if config.selection.kind == "all" else groups * min(2, branches)
     intervals = [_interval(config, stage) for stage in range(stages)]
     learnt = [n for stage in range(stages) for n in _learnt(config, leaves, intervals[: stage + 1])]
-    trained = sum(max(0, n - untrained) for n in learnt)
+    trains = [config.objective.trains(step) for step in range(steps - untrained)]
+    trained = sum(sum(trains[steps - n :]) for n in learnt)
     sampling = sum(groups * (steps - n) + (images + shown) * n for n in intervals)
     rescoring = trained * learner.recompute_log_probs
     updating = trained * learner.passes

@@ -185,8 +185,8 @@ def _command_line(argv: Sequence[str], help_for: argparse.ArgumentParser | None)
 
 def sentence(error: ValidationError) -> str:
     """The first problem as one sentence with the field, the value and what would be right."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
+    first, *others = error.errors()
+    field = _field(first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{message}"
@@ -194,4 +194,13 @@ def sentence(error: ValidationError) -> str:
         return f"{field} is missing: set it in the file or with --{field}=…"
     if first["type"] == "extra_forbidden":
         return f"{field} is not a field (value {shown(field, first['input'])}): --help lists all"
-    return f"{field} is {shown(field, first['input'])}: {message[0].lower()}{message[1:]}"
+    # A field of several kinds says what is wrong with the value as each of them.
+    kinds = [message, *(e["msg"] for e in others if _field(e["loc"]).startswith(field))]
+    wrong = ", or ".join(m[0].lower() + m[1:] for m in dict.fromkeys(kinds))
+    value = shown(field, first["input"])
+    return f"{field} is {value}: {wrong}"
+
+
+def _field(loc: Sequence[int | str]) -> str:
+    """Where in the file: without pydantic's words for the kinds that a field may have."""
+    return ".".join(str(part) for part in loc if str(part).isidentifier() or isinstance(part, int))

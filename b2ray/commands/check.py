@@ -20,7 +20,7 @@ from rich.table import Table
 from b2ray.actors.worker import Memory
 from b2ray.branching import work_units
 from b2ray.checks import check_files
-from b2ray.commands.variance import advice, measure, picture
+from b2ray.commands.variance import advice, measure, picture, weights
 from b2ray.config import Config
 from b2ray.cost import Cost, plan_cost
 from b2ray.crew import Crew
@@ -98,7 +98,10 @@ def _variance(config: Config, prompts: PromptSets, crew: Crew, file: Path) -> It
         text += f" prefixes: the branches have {s.share:.0%} ({s.low:.0%} … {s.high:.0%})"
         yield Finding(f"interval {s.interval}", text)
     picture(found, file)
-    yield Finding("variance", f"{advice(found, config.sampling.steps)}; picture: {file}")
+    steps = config.sampling.steps
+    yield Finding("variance", f"{advice(found, steps)}; picture: {file}")
+    numbers = ",".join(f"{w:g}" for w in weights(found, steps))
+    yield Finding("step weights", f"objective.step_weights=[{numbers}]: by share of the variance")
 
 
 def rehearsal(config: Config, prompts: PromptSets, crew: Crew) -> Iterator[Finding]:

@@ -122,6 +122,23 @@ def advice(found: Sequence[Spread], steps: int) -> str:
     )
 
 
+def weights(found: Sequence[Spread], steps: int) -> list[float]:
+    """`objective.step_weights` for this model and its rewards, two digits, shape (T,).
+
+    What an interval adds to the variance within a prefix is decided by the noise of the steps that
+    it adds. Where A is the advantage, the gradient A · d log p of a step has a mean that grows as
+    the square root of the step's share, and a scatter that does not: summed with weights in
+    proportion to the means, the steps' gradients stand out of their scatter as far as they can.
+    """
+    lengths = [0, *(s.interval for s in found)]
+    # A longer interval has no less; where it was measured so, it was chance.
+    within = np.maximum.accumulate([0.0, *(s.within for s in found)])
+    each = np.diff(np.interp(np.arange(steps + 1), lengths, within))[::-1]
+    if each.max() <= 0:
+        return [1.0] * steps
+    return [float(f"{w:.2g}") for w in np.sqrt(each / each.max())]
+
+
 def picture(found: Sequence[Spread], file: Path) -> None:
     """Both spreads and the branches' share over the interval, as a PNG.
 

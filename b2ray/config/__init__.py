@@ -135,6 +135,7 @@ class Config(BaseSettings):
             self._source_problem(),
             self._interval_problem(),
             self._signal_problem(),
+            self._weights_problem(),
             self._selection_problem(),
             self._pairs_problem(),
             self._learner_problem(),
@@ -213,6 +214,24 @@ class Config(BaseSettings):
             return (
                 f"branching.branches is {self.branching.branches} but {needs} compares the "
                 "branches of one group: use at least 2, or --preset=ddpo"
+            )
+        return None
+
+    def _weights_problem(self) -> str | None:
+        weights, steps = self.objective.step_weights, self.sampling.steps
+        if isinstance(weights, str):
+            return None
+        if len(weights) != steps:
+            return (
+                f"objective.step_weights has {len(weights)} numbers but sampling.steps is {steps}: "
+                "give one for each step, or inverse_gradient"
+            )
+        first = steps - self.interval_bounds[0]
+        if not any(weights[first:]):
+            return (
+                f"objective.step_weights is 0 in all of the last {steps - first} steps, which are "
+                "the first interval: nothing would be trained; make one larger, or raise "
+                "curriculum.start"
             )
         return None
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from b2ray.config.section import Positive, Section
+
+StepList = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
 
 
 class Curriculum(Section):
@@ -92,10 +94,25 @@ class Objective(Section):
     beta: float = Field(0.1, gt=0)
     """For dpo: how strongly a preference speaks, per nat of a whole step's log-likelihood; less
     lets the policy go further from the base model."""
-    step_weights: Literal["none", "inverse_gradient", "displacement"] = "none"
+    step_weights: Literal["none", "inverse_gradient", "displacement"] | StepList = "none"
     """Weigh the steps of a trajectory alike; or by the inverse of how strongly a step's density
     depends on the predicted noise: the last steps otherwise drown out the early ones; or by how far
-    a step moves the latents."""
+    a step moves the latents. Or a list of T numbers, the first step's first: how much the gradients
+    of each are to count (all 1: inverse_gradient). `b2ray check --variance` says which fit a model
+    and its rewards. A step of weight 0 is not trained, unless kl_weight holds it."""
+
+    @field_validator("step_weights", mode="before")
+    @classmethod
+    def _word(cls, value: object) -> object:
+        # The command line makes a list of every value where one is allowed.
+        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+            return value[0]
+        return value
+
+    def trains(self, step: int) -> bool:
+        """Whether a step is in the loss at all."""
+        weights = self.step_weights
+        return isinstance(weights, str) or self.kl_weight > 0 or weights[step] > 0
 
 
 class Replay(Section):

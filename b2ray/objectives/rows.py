@@ -43,14 +43,14 @@ class Rows:
             yield Rows(**part)
 
 
-def trained_steps(interval: int, trainable: Sequence[bool]) -> list[int]:
-    """Indices of the steps of the last `interval` whose density is wide enough."""
-    return [j for j, wide in enumerate(trainable) if wide and j >= len(trainable) - interval]
+def trained_steps(interval: int, trained: Sequence[bool]) -> list[int]:
+    """Indices of those of the last `interval` steps that are trained at all."""
+    return [j for j, yes in enumerate(trained) if yes and j >= len(trained) - interval]
 
 
 def rows_of(
     batch: Sequence[Selected],
-    trainable: Sequence[bool],
+    trained: Sequence[bool],
     step_weights: torch.Tensor | None,
     device: torch.device,
 ) -> Rows:
@@ -58,15 +58,15 @@ def rows_of(
 
     Args:
         batch: at least one trajectory.
-        trainable: for each of T steps whether it can be trained.
+        trained: for each of T steps whether it is trained in its interval.
         step_weights: weight of each of T steps; None weighs a trajectory's steps by how far they
             move its latents, |x_t - x_{t-1}|², with mean 1 (arXiv 2607.07693).
         device: where the rows are put.
     """
     trajectories = [s.fetch() for s in batch]
     latents = [from_wire(t.latents) for t in trajectories]
-    forks = [len(trainable) - s.interval for s in batch]
-    steps = [trained_steps(s.interval, trainable) for s in batch]
+    forks = [len(trained) - s.interval for s in batch]
+    steps = [trained_steps(s.interval, trained) for s in batch]
     if step_weights is None:
         weights = [
             _moves(x, [j - fork for j in own])

@@ -39,6 +39,9 @@ class Updater:
         # A density is a mean over the elements, so each one's gradient is too small for float16.
         self.loss_scale = float(elements) if policy.dtype == torch.float16 else 1.0
         self.step_weights = _step_weights(policy, config)
+        self.trained = [
+            wide and config.objective.trains(j) for j, wide in enumerate(policy.schedule.trainable)
+        ]
         self.parameters = lora.parameters(policy.pipeline.unet)
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(),
@@ -115,7 +118,7 @@ class Updater:
         }
 
     def _steps(self, selected: Selected) -> list[int]:
-        return trained_steps(selected.interval, self.policy.schedule.trainable)
+        return trained_steps(selected.interval, self.trained)
 
     def _visits(self, selected: Sequence[Selected]) -> list[list[Selected]]:
         """What is trained on together: single trajectories, best and worst leaves of groups, or
@@ -151,8 +154,8 @@ class Updater:
         if self.objective.pairs:
             size = max(2, size - size % 2)
         if batch:
-            trainable, device = self.policy.schedule.trainable, self.policy.device
-            yield from rows_of(batch, trainable, self.step_weights, device).slices(size)
+            rows = rows_of(batch, self.trained, self.step_weights, self.policy.device)
+            yield from rows.slices(size)
 
     @torch.no_grad()
     def _rescored(self, selected: Sequence[Selected]) -> list[Selected]:
@@ -303,7 +306,9 @@ def _step_weights(policy: Policy, config: Config) -> torch.Tensor | None:
         return torch.ones_like(schedule.sigma)
     trainable = torch.tensor(schedule.trainable, device=schedule.sigma.device)
     weights = torch.where(trainable, 1 / schedule.sensitivity(), 0.0)
-    return weights / weights[trainable].mean()
+    if not isinstance(kind, str):
+        weights = weights * torch.tensor(kind, device=weights.device)
+    return weights / weights[trainable].mean().clamp(min=1e-12)
 
 
 def _scored(fetch: Callable[[], Trajectory], steps: list[int], row: np.ndarray) -> Trajectory:

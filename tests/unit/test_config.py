@@ -173,6 +173,23 @@ def test_as_many_whole_groups_as_fit_are_sampled(config):
         (SHOWN | {"branching": {"images": 1}}, ["branching.images is 1", "at least 2"]),
         (SHOWN | {"objective": {"kind": "dpo"}}, ["objective.kind is dpo"]),
         (SHOWN | {"replay": {"stages": 2}}, ["replay.stages is 2", "'folder'", "replay.stages=0"]),
+        (
+            {"sampling": {"steps": 4}, "objective": {"step_weights": [1, 2]}},
+            ["objective.step_weights has 2 numbers", "sampling.steps is 4", "one for each step"],
+        ),
+        (
+            {
+                "sampling": {"steps": 4},
+                "objective": {"step_weights": [1, 2, 0, 0]},
+                "curriculum": {"start": 2},
+            },
+            ["objective.step_weights is 0", "the last 2 steps", "curriculum.start"],
+        ),
+        (
+            {"objective": {"step_weights": [1, -2]}},
+            ["objective.step_weights is [1, -2]", "'none'", ", or input", "equal to 0"],
+        ),
+        ({"learner": {"batch": 0}}, ["learner.batch is 0", "equal to 1, or", "'all'"]),
         ({"rewards": [CLIP, CLIP]}, ["'clip' is used twice"]),
         (
             {"evaluation": {"heldout_rewards": [CLIP]}},

@@ -87,6 +87,13 @@ def test_steps_too_narrow_to_train_cost_sampling_alone():
     assert plan_cost(fixed, untrained=1).unet_evals_sampling == plan_cost(fixed).unet_evals_sampling
 
 
+def test_steps_without_weight_are_not_learnt_unless_held():
+    weights = {"step_weights": [1.0, 1.0, 0.0, 0.0]}
+    assert forwards(objective=weights).unet_evals_learning == 4
+    assert forwards(objective=weights | {"kl_weight": 0.1}).unet_evals_learning == 2 * 12
+    assert forwards(objective=weights).unet_evals_sampling == forwards().unet_evals_sampling
+
+
 def forwards(**sections: object) -> Cost:
     """Of 2 groups of 2, one pass, 3 of 4 steps: 2 + 12 sampled, 12 learnt, 8 + 8 evaluated."""
     return plan_cost(

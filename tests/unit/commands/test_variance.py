@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from b2ray.commands.variance import ENOUGH, Spread, advice, picture, spread
+from b2ray.commands.variance import ENOUGH, Spread, advice, picture, spread, weights
 from b2ray.errors import ConfigError
 
 
@@ -39,6 +39,17 @@ def shares(*values: float) -> list[Spread]:
 def test_the_advice_is_the_shortest_interval_that_has_something_to_learn():
     assert "start the interval at 3 of 20" in advice(shares(0.1, 0.2, ENOUGH, 0.9), 20)
     assert "--preset=ddpo" in advice(shares(0.1, 0.2), 20)
+
+
+def test_weights_are_roots_of_what_each_step_adds_first_step_first():
+    # 0.25, 0.5, nothing (less than before is chance), 0.25.
+    found = [Spread(n, v, 0, 0, 0) for n, v in ((1, 0.25), (2, 0.75), (3, 0.7), (4, 1.0))]
+    assert weights(found, 4) == [0.71, 0.0, 1.0, 0.71]
+
+
+def test_lengths_that_were_not_tried_share_alike():
+    assert weights([Spread(2, 0.5, 0, 0, 0), Spread(4, 2.5, 0, 0, 0)], 4) == [1, 1, 0.5, 0.5]
+    assert weights([Spread(2, 0.0, 0, 0, 0), Spread(3, 0.0, 0, 0, 0)], 3) == [1, 1, 1]
 
 
 def test_the_picture_is_a_png(tmp_path):

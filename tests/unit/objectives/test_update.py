@@ -182,15 +182,8 @@ def last_step_untrained(policy, monkeypatch) -> Schedule:
 
 
 def test_steps_without_density_never_appear(updater, selected, last_step_untrained):  # defect 5
-    learner = updater()
-    steps = []
-    predict = learner.policy.predict
-    learner.policy.predict = lambda i, *rest: steps.extend(i.tolist()) or predict(i, *rest)
-    try:
-        figures = learner.update(0, selected)
-    finally:
-        del learner.policy.predict
-    assert set(steps) == {1, 2}
+    assert seen_steps(updater(), selected) == {1, 2}
+    figures = updater().update(0, selected)
     assert not any(name.endswith("step_03") for name in figures)
 
 
@@ -263,6 +256,48 @@ def test_steps_weigh_alike_unless_asked(updater, selected):
     plain = updater(**ONE_STEP)
     plain.update(0, selected)
     assert not torch.allclose(found, gradients(plain), rtol=1e-2)
+
+
+def gradients_with(updater, selected, **objective: object) -> torch.Tensor:
+    over = {f"objective__{k}": v for k, v in objective.items()}
+    learner = updater(**ONE_STEP, **over, curriculum__start=INTERVAL)
+    learner.update(0, selected)
+    return gradients(learner)
+
+
+def test_a_list_says_how_much_each_step_counts(updater, selected):
+    """The gradient is the sum of the single steps' by the list; all ones are inverse_gradient."""
+    lists = [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    # Each alone is scaled to a mean of 1 over four steps, and divided by its own rows alone.
+    scale = 1 / updater(objective__step_weights="inverse_gradient").policy.schedule.sensitivity()
+    singles = [
+        gradients_with(updater, selected, step_weights=one) * float(scale[j + 1] / scale.sum())
+        for j, one in enumerate(lists)
+    ]
+    mixed = gradients_with(updater, selected, step_weights=[0, 3, 0, 1])
+    expected = (3 * singles[0] + singles[2]) * float(scale.sum() / (3 * scale[1] + scale[3])) / 2
+    torch.testing.assert_close(mixed, expected, rtol=1e-3, atol=1e-7)
+    alike = gradients_with(updater, selected, step_weights=[1, 1, 1, 1])
+    inverse = gradients_with(updater, selected, step_weights="inverse_gradient")
+    torch.testing.assert_close(alike, inverse)
+    torch.testing.assert_close(alike, sum(singles) / 3, rtol=1e-3, atol=1e-7)
+
+
+def seen_steps(learner, selected) -> set[int]:
+    steps: list[int] = []
+    predict = learner.policy.predict
+    learner.policy.predict = lambda i, *rest: steps.extend(i.tolist()) or predict(i, *rest)
+    try:
+        learner.update(0, selected)
+    finally:
+        del learner.policy.predict
+    return set(steps)
+
+
+def test_a_step_without_weight_is_left_out_unless_something_holds_it(updater, selected):
+    weights = {"objective__step_weights": [0, 1, 0, 1], "curriculum__start": INTERVAL}
+    assert seen_steps(updater(**weights), selected) == {1, 3}
+    assert seen_steps(updater(**weights, objective__kl_weight=0.1), selected) == {1, 2, 3}
 
 
 def test_only_the_adapter_is_optimised(updater):
