@@ -195,7 +195,8 @@ def sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"{field} is not a field (value {shown(field, first['input'])}): --help lists all"
     # A field of several kinds says what is wrong with the value as each of them.
-    kinds = [message, *(e["msg"] for e in others if _field(e["loc"]).startswith(field))]
+    same = (e["msg"] for e in others if f"{_field(e['loc'])}.".startswith(f"{field}."))
+    kinds = [message, *same]
     wrong = ", or ".join(m[0].lower() + m[1:] for m in dict.fromkeys(kinds))
     value = shown(field, first["input"])
     return f"{field} is {value}: {wrong}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -64,6 +66,11 @@ class Runner:
 
     def lora(self, name: str) -> bytes:
         return (self.runs / name / "lora" / FILE).read_bytes()
+
+    def figures(self, name: str) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl: before the run, then a stage each."""
+        text = (self.runs / name / "metrics.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
 
     def lines(self, name: str) -> int:
         file = self.runs / name / "metrics.jsonl"

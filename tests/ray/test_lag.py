@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 
 import pytest
@@ -19,8 +18,7 @@ def lagging(runner: Runner) -> str:
 
 
 def test_the_first_stage_does_not_lag_and_the_others_do(runner: Runner, lagging: str) -> None:
-    lines = (runner.runs / lagging / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["fleet/lag"] for line in lines[1:]] == [0, 1, 1, 1]
+    assert [line["fleet/lag"] for line in runner.figures(lagging)[1:]] == [0, 1, 1, 1]
 
 
 def test_it_samples_from_other_weights_than_a_run_that_does_not_lag(

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
 from b2ray.diffusion.lora_file import FILE, load
 from tests.runner import Runner, when
-
-
-def figures(runner: Runner, name: str) -> list[dict]:
-    lines = (runner.runs / name / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines][1:]
 
 
 @pytest.mark.parametrize(
@@ -28,14 +21,15 @@ def figures(runner: Runner, name: str) -> list[dict]:
 def test_a_preset_trains(runner: Runner, preset: str, own: dict[str, object]) -> None:
     over = {"preset": preset, "learner__batch": "all", "learner__passes": 1, **own}
     assert runner.here(preset, **over) == 0
-    lines = figures(runner, preset)
+    lines = runner.figures(preset)[1:]
     assert [line["policy/updates"] for line in lines] == [1, 1, 1]
     assert ("policy/kl_reference" in lines[-1]) == (preset == "dpok")
     leaves = [line["cost/trained_leaves"] for line in lines]
     # Best and worst of four groups of three, or all twelve.
     assert leaves == ([8, 16, 24] if preset == "d3po" else [12, 24, 36])
     weights = load(runner.runs / preset / "lora" / FILE)
-    assert any(np.abs(v).max() > 0 for n, v in weights.items() if "lora_B" in n or "up" in n)
+    # These are 0 until something is learnt.
+    assert any(np.abs(v).max() > 0 for n, v in weights.items() if "lora_B" in n)
 
 
 def test_an_interval_grows_by_the_spread_and_goes_on_after_a_stop(runner: Runner) -> None:
@@ -48,8 +42,9 @@ def test_an_interval_grows_by_the_spread_and_goes_on_after_a_stop(runner: Runner
         "learner__max_lag": 1,
     }
     assert runner.here("spread", **over) == 0
-    assert [line["interval"] for line in figures(runner, "spread")] == [1, 2, 3]
-    assert all(0 < line["branch/within_share"] < 0.999 for line in figures(runner, "spread"))
+    lines = runner.figures("spread")[1:]
+    assert [line["interval"] for line in lines] == [1, 2, 3]
+    assert all(0 < line["branch/within_share"] < 0.999 for line in lines)
 
     process = runner.process("spread_killed", **over)
     try:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import signal
-from typing import Any
 
 import pytest
 
@@ -28,13 +26,8 @@ def replaying(runner: Runner) -> str:
     return "replaying"
 
 
-def lines(runner: Runner, name: str) -> list[dict[str, Any]]:
-    text = (runner.runs / name / "metrics.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
-
-
 def test_the_figures_show_what_is_replayed(runner: Runner, replaying: str) -> None:
-    stages = lines(runner, replaying)[1:]
+    stages = runner.figures(replaying)[1:]
     assert [line["replay/trajectories"] for line in stages] == [0, 8, 12, 12]
     assert "replay/age" not in stages[0] and stages[1]["replay/age"] == 1
     assert all(1 <= line["replay/age"] <= 2 for line in stages[2:])
@@ -46,7 +39,7 @@ def test_the_figures_show_what_is_replayed(runner: Runner, replaying: str) -> No
 
 def test_it_costs_no_more_than_was_planned(runner: Runner, replaying: str) -> None:
     settings = config(runner.models, **REPLAY)
-    found, planned = lines(runner, replaying)[-1], plan_cost(settings)
+    found, planned = runner.figures(replaying)[-1], plan_cost(settings)
     assert found["cost/reward_queries"] == planned.reward_queries
     # What is replayed may have shorter intervals than the latest that it could have.
     least = plan_cost(config(runner.models, **{**REPLAY, "replay__stages": 0})).unet_evals
@@ -73,7 +66,7 @@ def test_killed_it_resumes_to_the_same_bytes(runner: Runner, replaying: str) -> 
         process.wait(30)
     assert runner.here(name, "--resume", **REPLAY) == 0
     assert runner.lora(name) == runner.lora(replaying)
-    found, expected = lines(runner, name), lines(runner, replaying)
+    found, expected = runner.figures(name), runner.figures(replaying)
     for key in ("replay/trajectories", "replay/age", "cost/unet_evals"):
         assert [line.get(key) for line in found] == [line.get(key) for line in expected]
 
@@ -93,7 +86,7 @@ def test_killed_actors_change_nothing(runner: Runner, cluster: Cluster, replayin
 def test_replay_changes_what_is_learnt(runner: Runner, replaying: str) -> None:
     assert runner.here("no_replay", **{**REPLAY, "replay__stages": 0}) == 0
     assert runner.lora("no_replay") != runner.lora(replaying)
-    assert not any("replay/trajectories" in line for line in lines(runner, "no_replay"))
+    assert not any("replay/trajectories" in line for line in runner.figures("no_replay"))
 
 
 @pytest.mark.parametrize(
@@ -108,5 +101,5 @@ def test_it_goes_with_a_lag_and_with_pairs(runner: Runner, over: dict[str, objec
     name = f"replay_{next(iter(over))}"
     assert runner.here(name, **{**REPLAY, **over, "replay__trajectories": 5}) == 0
     pairs = "preset" in over
-    counts = [line["replay/trajectories"] for line in lines(runner, name)[1:]]
+    counts = [line["replay/trajectories"] for line in runner.figures(name)[1:]]
     assert counts == [0, *[4 if pairs else 5] * 3]

@@ -74,8 +74,7 @@ def test_rewards_are_standardised_by_their_own_windows(runner: Runner) -> None:
     bright = {"name": "bright", "kind": "tests.ray.rewards:Brightness", "scale": "window"}
     specs = rewards(clip, {**bright, "weight": 3.0})
     assert runner.here("windows", rewards=specs, curriculum__stages=2, evaluation__every=1) == 0
-    lines = (runner.runs / "windows" / "metrics.jsonl").read_text().splitlines()
-    first, second = (json.loads(line) for line in lines[1:])
+    first, second = runner.figures("windows")[1:]
     # The first stage is all of its window: standardised scores have mean 0.
     assert first["reward/mean"] == pytest.approx(0, abs=1e-9)
     assert second["reward/mean"] != pytest.approx(0, abs=1e-9)

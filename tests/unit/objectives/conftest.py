@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ PROMPTS_7 = [*PROMPTS, *PROMPTS, PROMPTS[0]]
 ADVANTAGES_7 = [1.0, -0.5, 2.0, -1.5, 0.3, -0.7, 0.9]
 # One kernel shape for sampling and learning is not wanted here: drift is tested by itself.
 ANY_DRIFT = {"learner__max_ratio_drift": 1e9}
+ONE_STEP = {"learner__passes": 1, "learner__batch": "all", "learner__max_grad_norm": 1e9}
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +58,19 @@ def sampled(policy, first_weights) -> list[Trajectory]:
 @pytest.fixture(scope="module")
 def selected(sampled) -> list[Selected]:
     return selection(sampled, PROMPTS_7, ADVANTAGES_7)
+
+
+def gradients(updater: Updater) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in updater.parameters.values()])
+
+
+def seen_steps(updater: Updater, selected: Sequence[Selected]) -> set[int]:
+    """The steps that the UNet is asked for in an update."""
+    steps: list[int] = []
+    predict = updater.policy.predict
+    updater.policy.predict = lambda i, *rest: steps.extend(i.tolist()) or predict(i, *rest)
+    try:
+        updater.update(0, selected)
+    finally:
+        del updater.policy.predict
+    return set(steps)

@@ -14,8 +14,8 @@ from b2ray.objectives.densities import Densities
 from b2ray.objectives.dpo import dpo
 from b2ray.objectives.policy_gradient import policy_gradient
 from b2ray.objectives.ppo import ppo_clip
-from b2ray.objectives.rows import rows_of, trained_steps
-from tests.unit.objectives.conftest import INTERVAL, PROMPTS_7, STEPS
+from b2ray.objectives.rows import trained_steps
+from tests.unit.objectives.conftest import INTERVAL, ONE_STEP, PROMPTS_7, STEPS, gradients
 
 PAIRS = {
     "objective__kind": "dpo",
@@ -23,11 +23,6 @@ PAIRS = {
     "learner__passes": 1,
     "learner__max_grad_norm": 1e9,
 }
-ONE_STEP = {"learner__passes": 1, "learner__batch": "all", "learner__max_grad_norm": 1e9}
-
-
-def gradients(updater) -> torch.Tensor:
-    return torch.cat([p.grad.flatten() for p in updater.parameters.values()])
 
 
 def densities(updater, chosen, reference: bool = False) -> torch.Tensor:
@@ -147,25 +142,6 @@ def test_what_is_no_pair_is_refused(updater, paired, selected):
 
 
 # --- rows -------------------------------------------------------------------------------------
-
-
-def test_steps_can_be_weighed_by_how_far_they_move_the_latents(selected):
-    rows = rows_of(selected[:2], [True] * STEPS, None, torch.device("cpu"))
-    for j, chosen in enumerate(selected[:2]):
-        latents = from_wire(chosen.fetch().latents)
-        moved = ((latents[1:] - latents[:-1]) ** 2).mean((1, 2, 3))
-        own = rows.weight[j::2]
-        assert float(own.mean()) == pytest.approx(1)
-        torch.testing.assert_close(own, moved / moved.mean())
-
-
-def test_such_weights_reach_the_gradient(updater, selected):
-    found = []
-    for kind in ("none", "displacement"):
-        learner = updater(**ONE_STEP, objective__step_weights=kind)
-        learner.update(0, selected)
-        found.append(gradients(learner))
-    assert not torch.allclose(*found, rtol=1e-2)
 
 
 def test_trajectories_of_different_intervals_are_in_one_batch(updater, selected):

@@ -20,13 +20,12 @@ from tests.unit.objectives.conftest import (
     ADVANTAGES_7,
     ANY_DRIFT,
     INTERVAL,
+    ONE_STEP,
     PROMPTS_7,
     STEPS,
+    gradients,
+    seen_steps,
 )
-
-
-def gradients(updater: Updater) -> torch.Tensor:
-    return torch.cat([p.grad.flatten() for p in updater.parameters.values()])
 
 
 def weights(updater: Updater) -> str:
@@ -56,8 +55,6 @@ def expected_gradient(updater: Updater, selected: Sequence[Selected]) -> torch.T
 
 
 # --- gradients (defect 8) --------------------------------------------------------------------
-
-ONE_STEP = {"learner__passes": 1, "learner__batch": 100, "learner__max_grad_norm": 1e9}
 
 
 @pytest.mark.parametrize(
@@ -229,75 +226,6 @@ def test_a_good_gradient_in_between_starts_the_count_again(updater, selected):
     for stage in range(2 * MAX_SKIPPED):
         learner.update(stage, bad(selected) if stage % 2 else selected)
         assert learner.skipped_in_a_row == stage % 2
-
-
-# --- weights of the steps (defect 12) ---------------------------------------------------------
-
-
-def test_inverse_weights_give_every_step_the_same_say(updater):
-    """The gradient of a step's log-density by the predicted noise, times the step's weight."""
-    learner = updater(objective__step_weights="inverse_gradient")
-    table = learner.policy.schedule
-    i = torch.arange(STEPS)
-    x = torch.randn(STEPS, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    output = torch.zeros_like(x, requires_grad=True)
-    one_sigma = table.mean(i, x, output).detach() + table.sigma[:, None, None, None]
-    table.log_prob(i, x, output, one_sigma).sum().backward()
-    says = output.grad.abs().mean(dim=(1, 2, 3)) * learner.step_weights
-    assert says.numpy() == pytest.approx(np.full(STEPS, float(says[0])), rel=1e-3)
-    assert float(learner.step_weights.mean()) == pytest.approx(1)
-
-
-def test_steps_weigh_alike_unless_asked(updater, selected):
-    assert updater().step_weights.tolist() == [1.0] * STEPS
-    weighted = updater(**ONE_STEP, objective__step_weights="inverse_gradient")
-    weighted.update(0, selected)
-    found = gradients(weighted)
-    plain = updater(**ONE_STEP)
-    plain.update(0, selected)
-    assert not torch.allclose(found, gradients(plain), rtol=1e-2)
-
-
-def gradients_with(updater, selected, **objective: object) -> torch.Tensor:
-    over = {f"objective__{k}": v for k, v in objective.items()}
-    learner = updater(**ONE_STEP, **over, curriculum__start=INTERVAL)
-    learner.update(0, selected)
-    return gradients(learner)
-
-
-def test_a_list_says_how_much_each_step_counts(updater, selected):
-    """The gradient is the sum of the single steps' by the list; all ones are inverse_gradient."""
-    lists = [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
-    # Each alone is scaled to a mean of 1 over four steps, and divided by its own rows alone.
-    scale = 1 / updater(objective__step_weights="inverse_gradient").policy.schedule.sensitivity()
-    singles = [
-        gradients_with(updater, selected, step_weights=one) * float(scale[j + 1] / scale.sum())
-        for j, one in enumerate(lists)
-    ]
-    mixed = gradients_with(updater, selected, step_weights=[0, 3, 0, 1])
-    expected = (3 * singles[0] + singles[2]) * float(scale.sum() / (3 * scale[1] + scale[3])) / 2
-    torch.testing.assert_close(mixed, expected, rtol=1e-3, atol=1e-7)
-    alike = gradients_with(updater, selected, step_weights=[1, 1, 1, 1])
-    inverse = gradients_with(updater, selected, step_weights="inverse_gradient")
-    torch.testing.assert_close(alike, inverse)
-    torch.testing.assert_close(alike, sum(singles) / 3, rtol=1e-3, atol=1e-7)
-
-
-def seen_steps(learner, selected) -> set[int]:
-    steps: list[int] = []
-    predict = learner.policy.predict
-    learner.policy.predict = lambda i, *rest: steps.extend(i.tolist()) or predict(i, *rest)
-    try:
-        learner.update(0, selected)
-    finally:
-        del learner.policy.predict
-    return set(steps)
-
-
-def test_a_step_without_weight_is_left_out_unless_something_holds_it(updater, selected):
-    weights = {"objective__step_weights": [0, 1, 0, 1], "curriculum__start": INTERVAL}
-    assert seen_steps(updater(**weights), selected) == {1, 3}
-    assert seen_steps(updater(**weights, objective__kl_weight=0.1), selected) == {1, 2, 3}
 
 
 def test_only_the_adapter_is_optimised(updater):
