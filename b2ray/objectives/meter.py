@@ -67,7 +67,7 @@ class Meter:
         self.ranks.sum([self.count, self.clipped, self.squared_grad, self.kl, self.kl_reference])
         total = float(self.count.sum())
         if total == 0:
-            return {"policy/updates": 0.0}
+            return {"policy/updates": 0.0, "policy/rows": 0.0}
         finite = [n for n in self.norms if math.isfinite(n)]
         drift = {
             "policy/ratio_drift": self.drift_mean,
@@ -76,6 +76,7 @@ class Meter:
         reference = {"policy/kl_reference": float(self.kl_reference) / total}
         figures = {
             "policy/updates": float(len(finite)),
+            "policy/rows": total,
             "policy/skipped_updates": float(len(self.norms) - len(finite)),
             **(drift if self.drift[1] else {}),
             "policy/clip_fraction": float(self.clipped.sum()) / total,

@@ -9,9 +9,10 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import yaml
 from efficiency.trials import METHODS, Trial, reported
 from scipy import stats
+
+from b2ray.cost import BACKWARD
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -37,14 +38,11 @@ def curve(trial: Trial, runs: Path) -> Curve:
 
     Work is in guided UNet evaluations of one latent, a backward pass counted as two forward ones.
     """
-    config = yaml.safe_load((runs / trial.name / "config.yaml").read_text())
-    passes, points, backward, leaves = config["learner"]["passes"], [], 0.0, 0.0
+    points = []
     for line in trial.lines(runs):
-        now = line.get("cost/trained_leaves", 0.0)
-        backward += (now - leaves) * line.get("interval", 0.0) * passes
-        leaves = now
         if "heldout/judge" in line:
-            work = line.get("cost/unet_evals", 0.0) + 2 * backward
+            backwards = line.get("cost/unet_backwards", 0.0)
+            work = line.get("cost/unet_evals", 0.0) + BACKWARD * backwards
             queries = line.get("cost/reward_queries", 0.0)
             points.append((queries, work, line["eval/train/reward"], line["heldout/judge"]))
     return Curve(*np.array(points).T)
