@@ -142,6 +142,10 @@ class Learner(Section):
     """Passes over a stage's selected trajectories."""
     batch: Positive | Literal["all"] = 128
     """Trajectories per optimizer step, in parts of nearly equal size; `all`: one step a pass."""
+    timestep_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of a trajectory's trained steps that one pass is computed on: drawn anew for each
+    trajectory, a step the more often the larger its gradient is, and weighed by 1 over its chance,
+    so that the gradient's mean is that of all steps. Saves as much of the learner's work."""
     microbatch: Positive = 16
     """(Trajectory, step) rows per UNet call."""
     recompute_log_probs: bool = False
@@ -157,3 +161,7 @@ class Learner(Section):
     ranks: Positive = 1
     """Processes that share every optimizer step's trajectories and add up their gradients; sums
     over more ranks round differently."""
+
+    def drawn_steps(self, trained: int) -> int:
+        """How many of a trajectory's trained steps a pass is computed on."""
+        return min(trained, max(1, round(self.timestep_fraction * trained)))
