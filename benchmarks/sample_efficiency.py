@@ -27,12 +27,11 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="write what there is, run nothing")
     parser.add_argument("more", nargs="*", help="further fields for every run, after --")
     given = parser.parse_args()
-    results = Results(given.results, given.more)
-    if not given.report:
-        first = [t for m in given.methods for t in tuning(m)]
-        run_all(first, results, given.runs, given.jobs, "tuning")
-        second = [t for m in given.methods for t in reported(m, results)]
-        run_all(second, results, given.runs, given.jobs, "seeds")
+    results, jobs = Results(given.results, given.more), 0 if given.report else given.jobs
+    first = [t for m in given.methods for t in tuning(m)]
+    run_all(first, results, given.runs, jobs, "tuning")
+    second = [t for m in given.methods for t in reported(m, results)]
+    run_all(second, results, given.runs, jobs, "seeds")
     write(results, given.runs)
 
 

@@ -158,10 +158,7 @@ def figures(results: Sequence[dict[str, Any]], when: str = "after") -> list[str]
         "reward": ("{:.3f} ± {:.3f}", [r["reward"][when] for r in results]),
         "judge": ("{:.1f} ± {:.1f} %", [100 * r["judge"]["train"][when] for r in results]),
         "unseen": ("{:.1f} ± {:.1f} %", [100 * r["judge"]["heldout"][when] for r in results]),
-        "gap": (
-            "{:+.1f} ± {:.1f}",
-            [rise(r["reward"]) - rise(r["judge"]["train"]) for r in results],
-        ),
+        "gap": ("{:+.1f} ± {:.1f}", gaps),
         "pairwise": ("{:.3f} ± {:.3f}", [r["diversity"]["pairwise"][when] for r in results]),
         "vendi": ("{:.2f} ± {:.2f}", [r["diversity"]["vendi"][when] for r in results]),
     }

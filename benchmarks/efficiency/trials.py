@@ -150,13 +150,14 @@ def reported(method: str, results: Results) -> list[Trial]:
 
 
 def run_all(trials: Iterable[Trial], results: Results, runs: Path, jobs: int, what: str) -> None:
-    """Run what is not finished, several at a time; an unfinished run is resumed.
+    """Run what is not finished, several at a time; an unfinished run is resumed. With no jobs, only
+    take in what finished runs found.
 
     Raises:
         SystemExit: a run failed; its output is named.
     """
     left = [t for t in trials if results.take(t, runs) is None]
-    if not left:
+    if not left or not jobs:
         return
     (runs / "logs").mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(left), desc=what, unit="run") as bar, _ray(jobs) as address:
