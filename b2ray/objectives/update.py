@@ -326,7 +326,9 @@ def _step_weights(policy: Policy, config: Config) -> torch.Tensor | None:
         return torch.ones_like(schedule.sigma)
     trainable = torch.tensor(schedule.trainable, device=schedule.sigma.device)
     weights = torch.where(trainable, 1 / schedule.sensitivity(), 0.0)
-    if not isinstance(kind, str):
+    if kind == "noise":
+        weights = weights * schedule.reach()
+    elif not isinstance(kind, str):
         weights = weights * torch.tensor(kind, device=weights.device)
     return weights / weights[trainable].mean().clamp(min=1e-12)
 

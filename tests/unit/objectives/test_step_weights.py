@@ -36,6 +36,16 @@ def test_steps_weigh_alike_unless_asked(updater, selected):
     assert not torch.allclose(found, gradients(plain), rtol=1e-2)
 
 
+def test_weights_by_noise_are_the_list_of_how_far_it_moves_the_picture(updater, selected):
+    """Noise of a step's sigma in x_t' = sqrt(a_t') x0 + …, over sqrt(a_t')."""
+    table = updater().policy.schedule
+    reach = [float(s) / float(a) ** 0.5 for s, a in zip(table.sigma, table.alpha_next, strict=True)]
+    assert reach == sorted(reach, reverse=True)
+    by_list = gradients_with(updater, selected, step_weights=reach)
+    by_name = gradients_with(updater, selected, step_weights="noise")
+    torch.testing.assert_close(by_name, by_list)
+
+
 def gradients_with(updater, selected, **objective: object) -> torch.Tensor:
     over = {f"objective__{k}": v for k, v in objective.items()}
     learner = updater(**ONE_STEP, **over, curriculum__start=INTERVAL)
