@@ -211,7 +211,7 @@ def plot(curves: dict[str, list[Curve]], file: Path) -> None:
             for column, over in enumerate(("queries", "work")):
                 x = np.mean([getattr(c, over) for c in found], axis=0)
                 axis = axes[row, column]
-                width = 2.5 if "default" in method else 1.3
+                width = 2.5 if method == DEFAULT else 1.3
                 axis.plot(x, middle, label=method, color=colours(index), linewidth=width)
                 axis.fill_between(x, middle - half, middle + half, color=colours(index), alpha=0.1)
     for row, what in enumerate(("judged alignment, training captions", "reward (CLIP)")):
