@@ -34,6 +34,7 @@ class Curve:
     work: np.ndarray
     reward: np.ndarray
     judge: np.ndarray
+    pairwise: np.ndarray
 
 
 def curve(result: dict[str, Any]) -> Curve:
@@ -47,6 +48,7 @@ def curve(result: dict[str, Any]) -> Curve:
         work=np.array([p["unet_evals"] + BACKWARD * p["unet_backwards"] for p in points]),
         reward=np.array([p["reward"] for p in points]),
         judge=np.array([p["judge"] for p in points]),
+        pairwise=np.array([p["pairwise"] for p in points]),
     )
 
 
@@ -58,9 +60,9 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(x.mean()), float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5)
 
 
-def reaches(curves: Sequence[Curve], what: str, level: float) -> tuple[float, float] | None:
-    """Queries and work after which a mean over seeds has reached a level, by straight lines between
-    evaluations; None if it never does.
+def reaches(curves: Sequence[Curve], what: str, level: float) -> tuple[float, float, float] | None:
+    """Queries and work after which a mean over seeds has reached a level, and the mean pairwise
+    diversity there, by straight lines between evaluations; None if it never does.
 
     Args:
         what: "reward" or "judge".
@@ -70,14 +72,12 @@ def reaches(curves: Sequence[Curve], what: str, level: float) -> tuple[float, fl
     if not len(above):
         return None
     i = int(above[0])
-    if i == 0:
-        return 0.0, 0.0
-    share = (level - mean[i - 1]) / (mean[i] - mean[i - 1])
-    queries, work = (np.mean([getattr(c, k) for c in curves], axis=0) for k in ("queries", "work"))
-    return (
-        float(queries[i - 1] + share * (queries[i] - queries[i - 1])),
-        float(work[i - 1] + share * (work[i] - work[i - 1])),
-    )
+    share = (level - mean[i - 1]) / (mean[i] - mean[i - 1]) if i else 0.0
+    found = []
+    for other in ("queries", "work", "pairwise"):
+        y = np.mean([getattr(c, other) for c in curves], axis=0)
+        found.append(float(y[i] + (share - 1) * (y[i] - y[i - 1])) if i else float(y[0]))
+    return found[0], found[1], found[2]
 
 
 def write(results: Results, runs: Path) -> None:
@@ -156,7 +156,7 @@ def ablations(done: Done) -> str:
 def costs(done: Done, curves: dict[str, list[Curve]]) -> str:
     """What each method costs, whole and until it stands where the peer ends."""
     heads = ["method", "UNet work", "minutes", f"queries to {PEER}'s reward", "UNet work"]
-    heads += [f"queries to {PEER}'s judged alignment", "UNet work"]
+    heads += [f"queries to {PEER}'s judged alignment", "UNet work", "pairwise there"]
     levels = (
         {w: float(np.mean([getattr(c, w)[-1] for c in curves[PEER]])) for w in WHAT}
         if (PEER in curves)
@@ -171,13 +171,18 @@ def costs(done: Done, curves: dict[str, list[Curve]]) -> str:
             f"{np.mean([c.work[-1] for c in own]) / 1e3:,.0f} k",
             f"{seconds / 60:.1f}",
         ]
-        for what in WHAT:
+        for what, count in (("reward", 2), ("judge", 3)):
             there = reaches(own, what, levels[what]) if levels else None
-            cells += (
-                ["–", "–"] if there is None else [f"{there[0]:,.0f}", f"{there[1] / 1e3:,.1f} k"]
-            )
+            cells += _there(there)[:count]
         rows.append(cells)
     return markdown(heads, rows)
+
+
+def _there(found: tuple[float, float, float] | None) -> list[str]:
+    if found is None:
+        return ["–"] * 3
+    queries, work, pairwise = found
+    return [f"{queries:,.0f}", f"{work / 1e3:,.1f} k", f"{pairwise:.3f}"]
 
 
 def figures(results: Sequence[dict[str, Any]], when: str = "after") -> list[str]:

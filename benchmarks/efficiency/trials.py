@@ -97,7 +97,8 @@ def _point(line: Mapping[str, Any]) -> dict[str, float]:
     """An evaluation on fixed seeds, and what it had cost until then."""
     spent = {key: line.get(f"cost/{key}", 0.0) for key in ("reward_queries", "unet_evals")}
     spent["unet_backwards"] = line.get("cost/unet_backwards", 0.0)
-    return {**spent, "reward": line["eval/train/reward"], "judge": line["heldout/judge"]}
+    found = {"reward": line["eval/train/reward"], "judge": line["heldout/judge"]}
+    return {**spent, **found, "pairwise": line["diversity/pairwise"]}
 
 
 class Results:

@@ -78,13 +78,13 @@ def test_an_interval_is_students():
 
 def points(*judge: float) -> Curve:
     queries = 100.0 * np.arange(len(judge))
-    return Curve(queries, 10 * queries, np.zeros(len(judge)), np.array(judge))
+    return Curve(queries, 10 * queries, np.zeros(len(judge)), np.array(judge), 1 - np.array(judge))
 
 
 def test_a_level_is_reached_between_two_evaluations():
     curves = [points(0.2, 0.3, 0.5), points(0.4, 0.5, 0.7)]  # means 0.3, 0.4, 0.6
-    assert reaches(curves, "judge", 0.5) == pytest.approx((150.0, 1500.0))
-    assert reaches(curves, "judge", 0.3) == (0.0, 0.0)
+    assert reaches(curves, "judge", 0.5) == pytest.approx((150.0, 1500.0, 0.5))
+    assert reaches(curves, "judge", 0.3) == pytest.approx((0.0, 0.0, 0.7))
     assert reaches(curves, "judge", 0.7) is None
     assert reaches(curves, "reward", 0.1) is None
 
@@ -97,11 +97,11 @@ def finished(trial: Trial, runs, judge: float) -> None:
     summary = {"reward": pair, "judge": {"train": pair, "heldout": pair}, "seconds": 60.0}
     summary["diversity"] = {"pairwise": pair, "vendi": pair}
     lines = [
-        {"eval/train/reward": 0.4, "heldout/judge": 0.3},
+        {"eval/train/reward": 0.4, "heldout/judge": 0.3, "diversity/pairwise": 0.6},
         {"cost/reward_queries": 64},
         {
             **{"cost/reward_queries": 128, "cost/unet_evals": 1000, "cost/unet_backwards": 300},
-            **{"eval/train/reward": 0.5, "heldout/judge": judge},
+            **{"eval/train/reward": 0.5, "heldout/judge": judge, "diversity/pairwise": 0.5},
         },
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -115,6 +115,7 @@ def test_a_finished_run_is_a_curve(tmp_path):
     found = curve(trial.result(tmp_path, []))
     assert found.queries.tolist() == [0, 128] and found.work.tolist() == [0, 1600]
     assert found.reward.tolist() == [0.4, 0.5] and found.judge.tolist() == [0.3, 0.5]
+    assert found.pairwise.tolist() == [0.6, 0.5]
 
 
 def test_results_outlive_their_runs_until_the_settings_change(tmp_path, monkeypatch):
