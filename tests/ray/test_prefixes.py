@@ -24,6 +24,7 @@ SHARED = {
     "curriculum__end": 3,
     "fleet__samplers__max": 1,
 }
+ONCE = {"curriculum__stages": 1, "curriculum__start": 2, "curriculum__end": 2}
 POLICIES = {
     "base": {**SHARED, "prefix__policy": "base"},
     "reuse": {**SHARED, "prefix__policy": "reuse", "prefix__stages": 2},
@@ -79,19 +80,21 @@ def test_it_costs_what_was_planned(runner: Runner, shared: str, policy: str) -> 
     assert found["cost/reward_queries"] == planned.reward_queries
 
 
-def test_the_first_stage_is_that_of_the_current_policy(runner: Runner, policy: str) -> None:
+@pytest.fixture(scope="module")
+def one_stage(runner: Runner) -> bytes:
+    """The LoRA of a run of one stage with prefixes of the current policy."""
+    assert runner.here("prefix_once", **SHARED | ONCE) == 0
+    assert not any("prefix/made" in line for line in runner.figures("prefix_once"))
+    return runner.lora("prefix_once")
+
+
+def test_the_first_stage_is_that_of_the_current_policy(
+    runner: Runner, one_stage: bytes, policy: str
+) -> None:
     """Its prefixes are the same: of the first weights, which are the base model's."""
-    once = {"curriculum__stages": 1, "curriculum__start": 2, "curriculum__end": 2}
     name = f"prefix_once_{policy}"
-    assert runner.here(name, **{**POLICIES[policy], **once}) == 0
-    assert runner.here(f"{name}_current", **SHARED | once) == 0
-    assert runner.lora(name) == runner.lora(f"{name}_current")
-
-
-def test_it_changes_what_is_learnt_later(runner: Runner, shared: str) -> None:
-    assert runner.here("prefix_current", "--resume", **SHARED) == 0
-    assert runner.lora("prefix_current") != runner.lora(shared)
-    assert not any("prefix/made" in line for line in runner.figures("prefix_current"))
+    assert runner.here(name, **{**POLICIES[policy], **ONCE}) == 0
+    assert runner.lora(name) == one_stage
 
 
 @pytest.mark.timeout(900)  # three starts of the command
@@ -113,72 +116,34 @@ def test_killed_it_resumes_to_the_same_bytes(runner: Runner, shared: str, policy
 def test_a_killed_sampler_changes_nothing(
     runner: Runner, cluster: Cluster, shared: str, policy: str
 ) -> None:
+    """One of two: how many there are changes nothing either."""
     name = f"prefix_replaced_{policy}"
     killers = [
         kill_when(lambda n=count: runner.lines(name) >= n, lambda: cluster.workers("Sampler"))
         for count in (1, 3)
     ]
-    assert runner.here(name, **POLICIES[policy]) == 0
+    assert runner.here(name, **{**POLICIES[policy], "fleet__samplers__max": 2}) == 0
     for killer in killers:
         killer.join()
     assert runner.lora(name) == runner.lora(shared)
 
 
-def test_two_samplers_and_other_calls_change_nothing(
-    runner: Runner, shared: str, policy: str
-) -> None:
-    name = f"prefix_two_{policy}"
-    assert runner.here(name, **{**POLICIES[policy], "fleet__samplers__max": 2}) == 0
-    assert runner.lora(name) == runner.lora(shared)
-
-
-def test_prefixes_of_the_base_model_that_are_gone_are_made_again(runner: Runner) -> None:
-    """In the batches that they were made in, so that they have the same bytes."""
-    name, over = "prefix_gone", POLICIES["base"]
-    process = runner.process(name, **over)
-    when(lambda: runner.lines(name) >= 3)
-    process.send_signal(signal.SIGKILL)
-    process.wait(30)
-    files = list((runner.runs / name / "prefixes").iterdir())
-    assert files
-    for file in files:
-        file.unlink()
-    assert runner.here(name, "--resume", **over) == 0
-    whole = "prefix_base"
-    if not (runner.runs / whole / "summary.json").exists():
-        assert runner.here(whole, **over) == 0
-    assert runner.lora(name) == runner.lora(whole)
-
-
-def test_prefixes_of_weights_that_are_gone_are_asked_for(runner: Runner, capsys) -> None:
-    name, over = "prefix_asked", POLICIES["reuse"]
-    process = runner.process(name, **over)
-    when(lambda: runner.lines(name) >= 3)
-    process.send_signal(signal.SIGKILL)
-    process.wait(30)
-    (file,) = (runner.runs / name / "prefixes").iterdir()
-    file.rename(runner.runs / "aside")
-    assert runner.here(name, "--resume", **over) == 2
-    assert f"{file} is missing: stage" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
-    "over",
+    ("which", "over"),
     [
-        {"learner__max_lag": 1},
-        {"replay__stages": 2, "replay__trajectories": 5},
-        {"preset": "d3po", "branching__branches": 2},
-        {"curriculum__extend": "spread", "curriculum__patience": 1},
+        ("base", {"learner__max_lag": 1, "curriculum__extend": "spread"}),
+        ("reuse", {"learner__max_lag": 1, "replay__stages": 2, "replay__trajectories": 5}),
     ],
-    ids=["lag", "replay", "pairs", "spread"],
 )
-def test_it_goes_with_the_rest(runner: Runner, policy: str, over: dict[str, object]) -> None:
-    name = f"prefix_{policy}_{next(iter(over))}"
-    assert runner.here(name, **{**POLICIES[policy], **over}) == 0
-    made = [line["prefix/made"] for line in runner.figures(name)[1:]]
-    assert made[0] == len(made) - 1 or made[0] == 6
-    if policy == "reuse":
-        assert made == [made[0], 0, 0, made[0], 0]
+def test_it_goes_with_a_lag_with_replay_and_with_the_spread(
+    runner: Runner, which: str, over: dict[str, object]
+) -> None:
+    name = f"prefix_more_{which}"
+    assert runner.here(name, **{**POLICIES[which], **over}) == 0
+    lines = runner.figures(name)[1:]
+    made = [line["prefix/made"] for line in lines]
+    assert made == [4, 0, 0, 4, 0] if which == "reuse" else made[0] == 4 > max(made[1:])
+    assert [line["fleet/lag"] for line in lines] == [0, 1, 1, 1, 1]
     assert not list((runner.runs / name / "prefixes").iterdir())
 
 
