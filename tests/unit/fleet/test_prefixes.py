@@ -160,3 +160,13 @@ def test_units_that_make_their_own_prefixes_are_let_be():
     work = units(shared, 3)
     assert shared.making(work, 12) is None and shared.of(work) == {}
     assert shared.to_commit(3) == {}
+
+
+def test_a_rehearsal_makes_what_its_unit_needs_and_keeps_it_for_the_longest_interval():
+    """`b2ray check` denoises prefixes as the first stage does, and forks as the last one."""
+    settings = config("reuse", 1, branching={"images": 21, "branches": 3, "unit_groups": 3})
+    shared = Prefixes(settings, PROMPTS)
+    work = units(shared, 0, n=20)[:1]
+    (call,) = drive(shared.making(work, fork=14))
+    assert call.unit.groups == work[0].groups
+    assert (call.unit.fork, call.args[1]) == (14, 0)
