@@ -14,7 +14,9 @@ import argparse
 from pathlib import Path
 
 from efficiency.report import write
-from efficiency.trials import METHODS, RESULTS, Results, reported, run_all, tuning
+from efficiency.trials import ABLATIONS, METHODS, RESULTS, Results, reported, run_all, tuning
+
+NAMES = [*METHODS, *ABLATIONS]
 
 
 def main() -> None:
@@ -22,13 +24,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/efficiency"))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--report", action="store_true", help="write what there is, run nothing")
     parser.add_argument("more", nargs="*", help="further fields for every run, after --")
     given = parser.parse_args()
     results, jobs = Results(given.results, given.more), 0 if given.report else given.jobs
-    first = [t for m in given.methods for t in tuning(m)]
+    first = [t for m in given.methods if m in METHODS for t in tuning(m)]
     run_all(first, results, given.runs, jobs, "tuning")
     second = [t for m in given.methods for t in reported(m, results)]
     run_all(second, results, given.runs, jobs, "seeds")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from efficiency.pictures import sheet
-from efficiency.trials import METHODS, Results, Trial, reported
+from efficiency.trials import ABLATIONS, DEFAULT, METHODS, Results, Trial, reported
 from scipy import stats
 
 from b2ray.cost import BACKWARD
@@ -22,7 +22,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 CURVES = DOCS / "evidence_curves.png"
 PICTURES = DOCS / "evidence_pictures.png"
 WHAT = ("reward", "judge")
-MARKS = ("<!-- table -->", "<!-- /table -->")
+Done = dict[str, list[tuple[Trial, dict[str, Any]]]]  # by method: trials with their results
 PEER = "DDPO-IS"  # what the others are held against
 
 
@@ -82,23 +82,32 @@ def reaches(curves: Sequence[Curve], what: str, level: float) -> tuple[float, fl
 
 def write(results: Results, runs: Path) -> None:
     """docs/evidence.md's table, the curves, and the pictures if their runs are still there."""
-    found = {m: [(t, results.of(t)) for t in reported(m, results)] for m in METHODS}
-    done = {m: [(t, r) for t, r in trials if r] for m, trials in found.items()}
-    done = {m: trials for m, trials in done.items() if trials}
+    done = finished(METHODS, results)
     if not done:
         raise SystemExit(f"{results.file} has no finished method yet: run without --report first")
     curves = {m: [curve(r) for _, r in trials] for m, trials in done.items()}
-    text = (DOCS / "evidence.md").read_text(encoding="utf-8")
-    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-    body = f"{table(done)}\n\n{costs(done, curves)}\n\n![curves]({CURVES.name})"
-    (DOCS / "evidence.md").write_text(
-        f"{before}{MARKS[0]}\n{body}\n{MARKS[1]}{after}", encoding="utf-8"
-    )
+    file = DOCS / "evidence.md"
+    text = file.read_text(encoding="utf-8")
+    text = _between(text, "table", f"{table(done)}\n\n{costs(done, curves)}")
+    parts = finished([DEFAULT, *ABLATIONS], results)
+    if len(parts) > 1:
+        text = _between(text, "ablations", ablations(parts))
+    file.write_text(text, encoding="utf-8")
     plot(curves, CURVES)
     sheet(done, runs, PICTURES)
 
 
-Done = dict[str, list[tuple[Trial, dict[str, Any]]]]
+def finished(methods: Iterable[str], results: Results) -> Done:
+    """The reported trials that have a result, of methods that have any."""
+    found = {m: [(t, results.of(t)) for t in reported(m, results)] for m in methods}
+    done = {m: [(t, r) for t, r in trials if r] for m, trials in found.items()}
+    return {m: trials for m, trials in done.items() if trials}
+
+
+def _between(text: str, mark: str, body: str) -> str:
+    before, rest = text.split(f"<!-- {mark} -->\n")
+    after = rest.split(f"<!-- /{mark} -->")[1]
+    return f"{before}<!-- {mark} -->\n{body}\n<!-- /{mark} -->{after}"
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -118,6 +127,30 @@ def table(done: Done) -> str:
     # All methods begin with the same model and the same evaluations.
     base = figures([r for _, r in next(iter(done.values()))], "before")
     return markdown(heads, [["before", "", "", *base], *rows])
+
+
+def ablations(done: Done) -> str:
+    """What becomes of the default with one part changed: differences on the same seeds."""
+    heads = ["instead", "seeds", "reward", "judged, training", "judged, unseen", "pairwise"]
+    heads += ["UNet work"]
+    whole = {t.seed: r for t, r in done[DEFAULT]}
+    rows = []
+    for name, trials in done.items():
+        pairs = [(r, whole[t.seed]) for t, r in trials if t.seed in whole]
+        cells = []
+        for form, scale, value in (
+            ("{:+.3f} ± {:.3f}", 1, lambda r: r["reward"]["after"]),
+            ("{:+.1f} ± {:.1f}", 100, lambda r: r["judge"]["train"]["after"]),
+            ("{:+.1f} ± {:.1f}", 100, lambda r: r["judge"]["heldout"]["after"]),
+            ("{:+.3f} ± {:.3f}", 1, lambda r: r["diversity"]["pairwise"]["after"]),
+        ):
+            own = [scale * value(r) for r, _ in pairs]
+            off = [scale * (value(r) - value(base)) for r, base in pairs]
+            shown = form.replace("+", "") if name == DEFAULT else form
+            cells.append(shown.format(*interval(own if name == DEFAULT else off)))
+        work = np.mean([curve(r).work[-1] for r, _ in pairs])
+        rows.append([name, str(len(pairs)), *cells, f"{work / 1e3:,.0f} k"])
+    return markdown(heads, rows)
 
 
 def costs(done: Done, curves: dict[str, list[Curve]]) -> str:
@@ -178,7 +211,7 @@ def plot(curves: dict[str, list[Curve]], file: Path) -> None:
             for column, over in enumerate(("queries", "work")):
                 x = np.mean([getattr(c, over) for c in found], axis=0)
                 axis = axes[row, column]
-                width = 2.5 if "default" in method else 1.3
+                width = 2.5 if method == DEFAULT else 1.3
                 axis.plot(x, middle, label=method, color=colours(index), linewidth=width)
                 axis.fill_between(x, middle - half, middle + half, color=colours(index), alpha=0.1)
     for row, what in enumerate(("judged alignment, training captions", "reward (CLIP)")):

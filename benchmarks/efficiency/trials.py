@@ -26,6 +26,8 @@ from tqdm import tqdm
 HERE = Path(__file__).parent
 DECLARED = yaml.safe_load((HERE / "methods.yaml").read_text(encoding="utf-8"))
 METHODS: dict[str, dict[str, Any]] = DECLARED["methods"]
+DEFAULT: str = DECLARED["default"]
+ABLATIONS: dict[str, dict[str, Any]] = DECLARED["ablations"]
 BASE = HERE / "base.yaml"
 RESULTS = HERE / "results.jsonl"
 KEPT = ("reward", "judge", "diversity", "seconds")  # of a run's summary
@@ -33,7 +35,8 @@ KEPT = ("reward", "judge", "diversity", "seconds")  # of a run's summary
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of the command: a method at one setting, with one seed."""
+    """One run of the command: a method, or an ablation of the default, at one setting, with one
+    seed."""
 
     method: str
     setting: tuple[tuple[str, Any], ...]
@@ -52,7 +55,9 @@ class Trial:
     @property
     def fields(self) -> dict[str, Any]:
         """What of the configuration is the trial's own."""
-        own = {**METHODS[self.method]["fixed"], **dict(self.setting), "seed": self.seed}
+        method = DEFAULT if self.method in ABLATIONS else self.method
+        own = {**METHODS[method]["fixed"], **dict(self.setting), "seed": self.seed}
+        own |= ABLATIONS.get(self.method, {})
         return own | (DECLARED["tuning_fields"] if self.seed in DECLARED["tuning_seeds"] else {})
 
     def command(self, runs: Path, more: Iterable[str]) -> list[str]:
@@ -144,8 +149,8 @@ def best(method: str, results: Results) -> tuple[tuple[str, Any], ...] | None:
 
 
 def reported(method: str, results: Results) -> list[Trial]:
-    """The trials of the table, once the method is tuned."""
-    setting = best(method, results)
+    """The trials of the table, once the method, or the default for an ablation, is tuned."""
+    setting = best(DEFAULT if method in ABLATIONS else method, results)
     return [] if setting is None else [Trial(method, setting, s) for s in DECLARED["seeds"]]
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from efficiency.report import Curve, curve, interval, reaches
 from efficiency.trials import (
+    ABLATIONS,
     DECLARED,
+    DEFAULT,
     METHODS,
     RESULTS,
     Results,
@@ -39,6 +41,20 @@ def test_every_setting_of_a_method_is_a_configuration(method, tmp_path):
             assert flat[section][field] == value
 
 
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_changes_the_default_and_nothing_else(name, tmp_path):
+    setting = settings(DEFAULT)[0]
+    base, other = (parsed(Trial(m, setting, 7), tmp_path).model_dump() for m in (DEFAULT, name))
+    changed = {
+        f"{section}.{field}"
+        for section, values in base.items()
+        if isinstance(values, dict)
+        for field, value in values.items()
+        if other[section][field] != value
+    }
+    assert changed == set(ABLATIONS[name])
+
+
 def test_all_methods_have_about_the_same_queries_and_as_many_trials(tmp_path):
     found = [parsed(tuning(m)[0], tmp_path) for m in METHODS]
     queries = [c.curriculum.stages * c.groups * c.branching.branches for c in found]
@@ -50,6 +66,7 @@ def test_all_methods_have_about_the_same_queries_and_as_many_trials(tmp_path):
 
 def test_every_trial_has_a_folder_of_its_own():
     trials = [t for m in METHODS for t in tuning(m)]
+    trials += [Trial(name, settings(DEFAULT)[0], 0) for name in (DEFAULT, *ABLATIONS)]
     assert len({t.name for t in trials}) == len(trials)
 
 
@@ -124,5 +141,8 @@ def test_committed_results_are_of_declared_trials():
     results, names = Results(RESULTS), set()
     for method in METHODS:
         trials = [*tuning(method), *(Trial(method, s, n) for s in settings(method) for n in SEEDS)]
+        names |= {t.name for t in trials if results.of(t)}
+    for name in ABLATIONS:
+        trials = [Trial(name, s, n) for s in settings(DEFAULT) for n in SEEDS]
         names |= {t.name for t in trials if results.of(t)}
     assert names == set(results.known)
