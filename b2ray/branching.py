@@ -13,7 +13,6 @@ import numpy as np
 
 from b2ray.config import Advantage, Config, Selection
 from b2ray.diffusion.noise import Domain, generator
-from b2ray.prompts import PromptSet
 
 # A spread below this is rounding, not signal: such rewards give no advantage.
 MIN_STD = 1e-8
@@ -25,11 +24,14 @@ class Group:
 
     Attributes:
         picture: file of a demonstration; empty where the policy draws.
+        prefix: (stage, group) for which its prefix is sampled, if that serves in several stages;
+            None: the prefix is its own.
     """
 
     index: int
     prompt: str
     picture: str = ""
+    prefix: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,9 @@ def _systematic(seed: int, stage: int, weights: np.ndarray, count: int) -> list[
 
 
 def work_units(
-    config: Config, prompts: PromptSet, stage: int, version: int, n: int
+    config: Config, groups: Sequence[Group], stage: int, version: int, n: int
 ) -> list[WorkUnit]:
     """A stage's groups, cut into units of a fixed size, forked before the last n steps."""
-    groups = draw_groups(config.seed, stage, prompts.texts, config.groups, prompts.weights)
     return cut(
         groups,
         config.branching.unit_groups,

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from b2ray.config import Config
-from b2ray.curriculum import interval
+from b2ray.curriculum import longest
+from b2ray.prefixes import Pool, kept_from
+from b2ray.prompts import PromptSet
 
 BACKWARD = 2  # a backward pass is about as much work as two forward passes
 LATENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -29,8 +31,8 @@ class Cost:
         unet_evals_evaluation: on fixed seeds; a run does not report them.
         unet_forwards: UNet calls on one latent that all of it is worth, backward passes included.
         bytes_per_stage: what the largest stage puts into Ray's object store: prefixes,
-            trajectories and pictures of every leaf, and what is replayed. The files of
-            demonstrations are not counted.
+            trajectories and pictures of every leaf, what is replayed, and prefixes that serve
+            again. The files of demonstrations are not counted.
     """
 
     reward_queries: int
@@ -60,6 +62,7 @@ def plan_cost(
     latent: tuple[int, int, int] | None = None,
     picture: tuple[int, int] | None = None,
     untrained: int = 0,
+    prompts: PromptSet | None = None,
 ) -> Cost:
     """The cost of a whole run.
 
@@ -69,18 +72,25 @@ def plan_cost(
         picture: (height, width); by default the configured size, or 512 where it is empty.
         untrained: how many of the last steps are too narrow to train
             (`Schedule.trainable`); none with Stable Diffusion's own schedules.
+        prompts: that the run trains on: with `prefix.policy=base` they say which prefixes serve
+            again. Without them as many are counted as could be made, and one stage's are kept.
     """
     stages, steps, learner = config.curriculum.stages, config.sampling.steps, config.learner
     groups, branches = config.groups, config.branching.branches
     images = groups * branches
     shown = groups if config.demonstrations.path else 0  # demonstrations of a stage
     leaves = images + shown if config.selection.kind == "all" else groups * min(2, branches)
-    intervals = [_interval(config, stage) for stage in range(stages)]
+    intervals = [longest(config, stage) for stage in range(stages)]
+    made = _made(config, prompts)
+    known = prompts is not None or config.prefix.policy != "base"
     learnt = [n for stage in range(stages) for n in _learnt(config, leaves, intervals[: stage + 1])]
     trains = [config.objective.trains(step) for step in range(steps - untrained)]
     counts = [sum(trains[steps - n :]) for n in learnt]
     trained = sum(counts)
-    sampling = sum(groups * (steps - n) + (images + shown) * n for n in intervals)
+    sampling = sum(
+        prefixes * (steps - n) + (images + shown) * n
+        for prefixes, n in zip(made, intervals, strict=True)
+    )
     rescoring = trained * learner.recompute_log_probs
     updating = sum(learner.drawn_steps(count) for count in counts) * learner.passes
     evaluation = _evaluated_pictures(config) * steps
@@ -95,16 +105,30 @@ def plan_cost(
         unet_evals_learning=rescoring + reference + updating,
         unet_evals_evaluation=evaluation,
         unet_forwards=evals * (2 if config.sampling.guidance > 1 else 1),
-        bytes_per_stage=_stored(config, max(intervals), latent, picture),
+        bytes_per_stage=_stored(config, intervals, made if known else made[:1], latent, picture),
     )
 
 
-def _interval(config: Config, stage: int) -> int:
-    """n of a stage; one that goes by the spread grows at the most every `patience` stages."""
-    curriculum, (start, end) = config.curriculum, config.interval_bounds
-    if curriculum.extend == "spread":
-        return min(end, start + stage // curriculum.patience)
-    return interval(stage, curriculum.stages, start, end, curriculum.growth)
+def _made(config: Config, prompts: PromptSet | None) -> list[int]:
+    """How many prefixes each stage denoises."""
+    stages, prefix = range(config.curriculum.stages), config.prefix
+    if prefix.policy == "base" and prompts is not None:
+        pool = Pool(config, prompts)
+        return [len(pool.new(stage)) for stage in stages]
+    return [config.groups * (prefix.drawn(stage) == stage) for stage in stages]
+
+
+def _latents_kept(config: Config, intervals: Sequence[int], made: Sequence[int]) -> int:
+    """Latents of prefixes that are kept for later stages, at the most at one time."""
+    if config.prefix.policy == "current":
+        return 0
+    steps, start = config.sampling.steps, config.interval_bounds[0]
+    by_spread = config.curriculum.extend == "spread"
+    each = [
+        count * (steps - (start if by_spread else n) - kept_from(config, stage) + 1)
+        for stage, (count, n) in enumerate(zip(made, intervals, strict=False))
+    ]
+    return sum(each) if config.prefix.policy == "base" else max(each)
 
 
 def _learnt(config: Config, leaves: int, intervals: Sequence[int]) -> list[int]:
@@ -126,10 +150,12 @@ def _evaluated_pictures(config: Config) -> int:
 
 def _stored(
     config: Config,
-    n: int,
+    intervals: Sequence[int],
+    made: Sequence[int],
     latent: tuple[int, int, int] | None,
     picture: tuple[int, int] | None,
 ) -> int:
+    n = max(intervals)
     height, width = picture or (config.sampling.height or 512, config.sampling.width or 512)
     c, h, w = latent or (4, height // VAE_SCALE, width // VAE_SCALE)
     one = c * h * w * LATENT_BYTES[config.model.dtype]
@@ -138,5 +164,6 @@ def _stored(
     if config.demonstrations.path:  # nothing is decoded, and x_0 is float32
         return config.groups * (one + 4 * c * h * w + 2 * trajectory)
     kept = config.replay.trajectories * trajectory if config.replay.stages else 0
+    kept += one * _latents_kept(config, intervals, made)
     leaf = trajectory + pixels
     return config.groups * (one + config.branching.branches * leaf) + kept

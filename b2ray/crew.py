@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,17 +17,20 @@ from b2ray.actors.worker import Memory, Place, Receipt
 from b2ray.branching import RewardWindow, WorkUnit
 from b2ray.config import Config
 from b2ray.diffusion.lora_file import State, digest
+from b2ray.diffusion.trajectory import Prefix
 from b2ray.errors import WorkerError
 from b2ray.evaluation import Evaluated, evaluated, evaluation_units
 from b2ray.fleet.capacity import needs, scorers
 from b2ray.fleet.dispatch import Dispatcher
 from b2ray.fleet.gauges import Gauges
 from b2ray.fleet.plans import LearnerCall, Ready, Update
+from b2ray.fleet.prefixes import Prefixes
 from b2ray.fleet.rollout import Rollout
 from b2ray.fleet.roster import Roster
 from b2ray.fleet.session import StopFlag
 from b2ray.fleet.slots import Role, SlotState, Weights
 from b2ray.fleet.teams import most, team_maker
+from b2ray.prefixes import Origin
 from b2ray.prompts import PromptSets
 from b2ray.replay import Kept, largest
 from b2ray.rewards import refuse_constant
@@ -64,6 +67,7 @@ class Crew:
         # Policy versions that may still be sampled from, oldest first; the last is the newest.
         self._versions: dict[int, Weights] = {}
         self._newest: tuple[State, State] | None = None  # its LoRA and optimizer state
+        self.prefixes = Prefixes(config, prompts.train)
         self._kept: list[Kept] = []  # what the next stage trains on again, by refs of the driver's
 
     def _roles(self, prompts: PromptSets) -> list[Role]:
@@ -108,6 +112,7 @@ class Crew:
         optimizer: State,
         before: State | None,
         kept: Sequence[Kept],
+        prefixes: Mapping[Origin, Prefix],
     ) -> None:
         """A committed version, bound everywhere.
 
@@ -118,7 +123,9 @@ class Crew:
             optimizer: its optimizer's state.
             before: the LoRA of the version before, from which a stage may be sampled that lags.
             kept: what the next stage trains on again.
+            prefixes: those that serve again.
         """
+        self.prefixes.take({origin: ray.put(prefix) for origin, prefix in prefixes.items()})
         self._kept = [replace(k, trajectory=ray.put(k.trajectory)) for k in kept]
         if before is not None:
             none = ray.put({})
@@ -182,8 +189,29 @@ class Crew:
     def _plan(self, units: Sequence[WorkUnit], progress: Callable[[int], Any]) -> Rollout:
         self._sample_from(units[0].version)
         names = [r.name for r in self.config.rewards]
+        return self._ready(units, units[0].fork, names, progress=progress)
+
+    def _ready(
+        self, units: Sequence[WorkUnit], fork: int, names: Sequence[str], **more: Any
+    ) -> Rollout:
+        """The rollout of units for training, once the prefixes that several stages share are made.
+
+        Args:
+            units: of one stage.
+            fork: to which step such prefixes are denoised.
+            names: rewards.
+        """
+        making = self.prefixes.making(units, fork)
+        if making is not None:
+            self.dispatcher.run(making)
+            self.prefixes.take(making.made)
+        kept = self.prefixes.of(units)
         batch = self.config.branching.branch_batch
-        return Rollout(units, batch, self.scorers, names, record=True, progress=progress)
+        plan = Rollout(units, batch, self.scorers, names, record=True, kept=kept, **more)
+        if making is not None:
+            plan.unet_evals, plan.began = making.unet_evals, making.began
+            plan.prefixes_made = len(making.made)
+        return plan
 
     def update(
         self,
@@ -297,8 +325,8 @@ class Crew:
             `Updater.rehearse`'s drift, on at most as many leaves as an optimizer step has.
         """
         names = [r.name for r in self.config.all_rewards]
-        batch = self.config.branching.branch_batch
-        plan = Rollout(units, batch, self.scorers, names, record=True, embed=True)
+        start = self.config.sampling.steps - self.config.interval_bounds[0]
+        plan = self._ready(units, start, names, embed=True)
         self.dispatcher.run(plan)
         scores = {n: plan.reward_table(n) for n in names}
         prompts = [group.prompt for unit in units for group in unit.groups]
@@ -339,6 +367,11 @@ class Crew:
         means = {f"reward/{r.name}": rollout.reward_table(r.name) for r in self.config.rewards}
         means["reward/mean"] = total
         return {name: float(table.mean()) for name, table in means.items()}
+
+    def prefix_figures(self, rollout: Rollout) -> dict[str, float]:
+        """How many prefixes a stage made, where they serve in others too."""
+        shared = self.config.prefix.policy != "current"
+        return {"prefix/made": float(rollout.prefixes_made)} if shared else {}
 
     def fleet_figures(self, images_per_second: float) -> dict[str, float]:
         """How the fleet is, and how fast per GPU: an overlap that needs one more may not pay."""

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from b2ray.config import Config
 
 
 def interval(stage: int, stages: int, start: int, end: int, growth: float = 1.0) -> int:
@@ -52,3 +56,12 @@ def adapted(
     recent = [share for length, share in measured[-patience:] if length == n]
     spent = len(recent) == patience and sum(recent) / patience < min_share
     return min(n + spent, end)
+
+
+def longest(config: Config, stage: int) -> int:
+    """The most that n can be in a stage; by the calendar it is n. It never falls from stage to
+    stage: one that goes by the spread grows at the most every `patience` stages."""
+    curriculum, (start, end) = config.curriculum, config.interval_bounds
+    if curriculum.extend == "spread":
+        return min(end, start + stage // curriculum.patience)
+    return interval(stage, curriculum.stages, start, end, curriculum.growth)

@@ -194,6 +194,7 @@ class Run:
         figures = {
             **lesson.figures,
             **update.figures,
+            **crew.prefix_figures(rollout),
             **crew.fleet_figures(config.groups * config.branching.branches / rollout.seconds),
             "interval": float(n),
             "time/sample": rollout.seconds,
@@ -255,7 +256,8 @@ class Run:
             n = interval(stage, curriculum.stages, *bounds, curriculum.growth)
         # Every stage makes one version; a stage that lags is sampled from the one before.
         version = max(0, stage - config.learner.max_lag)
-        units = work_units(config, self.prompts.train, stage, version, n)
+        groups = self.crew.prefixes.pool.groups(stage)
+        units = work_units(config, groups, stage, version, n)
         shown = self.prompts.demonstrations
         if shown:
             units += demonstration_units(config, shown, stage, version, n, first=len(units))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,11 @@ from b2ray.config import Config
 from b2ray.demonstrations import fitted
 from b2ray.diffusion.lora_file import State
 from b2ray.diffusion.noise import INITIAL, PREFIX, normal
-from b2ray.diffusion.trajectory import Trajectory, from_wire, to_wire
+from b2ray.diffusion.trajectory import Prefix, Trajectory, from_wire, to_wire
 
 if TYPE_CHECKING:
+    import torch
+
     from b2ray.diffusion.policy import Rollout
 
 
@@ -49,16 +52,29 @@ class Sampler(Worker):
     def denoise_prefix(self, unit: WorkUnit) -> tuple[Receipt, np.ndarray]:
         """x at the fork step for each group of the unit, shape (G, C, H, W)."""
         began, evals = self._begin(unit)
-        leaves = [(group.index, PREFIX) for group in unit.groups]
-        x = from_wire(self._noise(unit, leaves, INITIAL))
-        rollout = self.policy.denoise(
-            x,
-            [group.prompt for group in unit.groups],
-            0,
-            unit.fork,
-            lambda step: self._noise(unit, leaves, step + 1),
-        )
-        latents = to_wire(rollout.latents[:, -1])
+        latents = to_wire(self._prefix(unit)[:, -1])
+        return self._done(began, evals, bytes=latents.nbytes), latents
+
+    @guarded("denoising prefixes for several stages")
+    def denoise_prefixes(self, unit: WorkUnit, first: int) -> tuple[Any, ...]:
+        """The prefix of each group of the unit, to be forked at any step from `first` to its fork.
+
+        Returns:
+            The receipt and G `Prefix`es; sampled by the base model if prefix.policy is base.
+        """
+        began, evals = self._begin(unit)
+        base = self.policy.config.prefix.policy == "base"
+        with self.policy.reference() if base else contextlib.nullcontext():
+            latents = to_wire(self._prefix(unit)[:, first:])
+        # Copies, as of trajectories.
+        each = [Prefix(x.copy(), first) for x in latents]
+        return self._done(began, evals, bytes=latents.nbytes), *each
+
+    @guarded("gathering prefixes")
+    def gather_prefixes(self, unit: WorkUnit, *kept: Prefix) -> tuple[Receipt, np.ndarray]:
+        """What `denoise_prefix` returns, of prefixes that were denoised before."""
+        began, evals = self._begin(unit)
+        latents = np.stack([prefix.at(unit.fork) for prefix in kept])
         return self._done(began, evals, bytes=latents.nbytes), latents
 
     @guarded("denoising branches")
@@ -132,6 +148,18 @@ class Sampler(Worker):
         )
         trajectories, size = self._trajectories(rollout)
         return self._done(began, evals, bytes=size, apart=apart.tolist()), None, *trajectories
+
+    def _prefix(self, unit: WorkUnit) -> torch.Tensor:
+        """x at t_0 .. t_fork for each group of the unit, shape (G, fork + 1, C, H, W)."""
+        leaves = [(group.index, PREFIX) for group in unit.groups]
+        rollout = self.policy.denoise(
+            from_wire(self._noise(unit, leaves, INITIAL)),
+            [group.prompt for group in unit.groups],
+            0,
+            unit.fork,
+            lambda step: self._noise(unit, leaves, step + 1),
+        )
+        return rollout.latents
 
     def _trajectories(self, rollout: Rollout) -> tuple[list[Trajectory], int]:
         """What was rolled out, one by one, and its bytes."""

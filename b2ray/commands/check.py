@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
                 "leave it out"
             )
         prompts = check_files(config)
-        findings += _costs(plan_cost(config))
+        findings += _costs(plan_cost(config, prompts=prompts.train))
         with session(config) as stop:
             preflight(config)
             crew = Crew(config, prompts, stop)
@@ -120,7 +120,7 @@ def rehearsal(config: Config, prompts: PromptSets, crew: Crew) -> Iterator[Findi
             first = f"; the first: {min(cut)!r}"
             yield Finding("prompts", f"{len(cut)} are cut off by the tokenizer{first}", None)
         n = config.interval_bounds[1]
-        units = work_units(config, prompts.train, 0, 0, n)[:1]
+        units = work_units(config, crew.prefixes.pool.groups(0), 0, 0, n)[:1]
         if prompts.demonstrations:
             units += demonstration_units(config, prompts.demonstrations, 0, 0, n, first=1)[:1]
             small = too_small(prompts.demonstrations, crew.picture_size())

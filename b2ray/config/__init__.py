@@ -20,6 +20,7 @@ from b2ray.config.method import (
     Curriculum,
     Learner,
     Objective,
+    Prefix,
     Replay,
     Selection,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "Lora",
     "Model",
     "Objective",
+    "Prefix",
     "Prompts",
     "Replay",
     "Reward",
@@ -93,6 +95,7 @@ class Config(BaseSettings):
     sampling: Sampling = Sampling()
     curriculum: Curriculum = Curriculum()
     branching: Branching = Branching()
+    prefix: Prefix = Prefix()
     selection: Selection = Selection()
     advantage: Advantage = Advantage()
     objective: Objective = Objective()
@@ -134,6 +137,7 @@ class Config(BaseSettings):
         for problem in (
             self._source_problem(),
             self._interval_problem(),
+            self._prefix_problem(),
             self._signal_problem(),
             self._weights_problem(),
             self._selection_problem(),
@@ -192,6 +196,34 @@ class Config(BaseSettings):
             return (
                 "curriculum.extend is spread but branching.branches is 1: without branches there "
                 "is no spread to go by; use at least 2, or curriculum.extend=calendar"
+            )
+        return None
+
+    def _prefix_problem(self) -> str | None:
+        policy, stages = self.prefix.policy, self.prefix.stages
+        if policy == "reuse" and stages is None:
+            return (
+                "prefix.stages is missing but prefix.policy is reuse: say for how many stages "
+                "after its own a prefix serves again, such as --prefix.stages=15"
+            )
+        if policy != "reuse" and stages is not None:
+            return (
+                f"prefix.stages is {stages} but prefix.policy is {policy}, which has no such "
+                "limit: leave it out, or use prefix.policy=reuse"
+            )
+        if policy == "current":
+            return None
+        if self.demonstrations.path:
+            return (
+                f"prefix.policy is {policy} but demonstrations.path is "
+                f"{self.demonstrations.path!r}: half of the trajectories are the current policy's "
+                "own from the first step on there; use prefix.policy=current"
+            )
+        if self.interval_bounds[0] == self.sampling.steps:
+            return (
+                f"prefix.policy is {policy} but curriculum.start is all of the "
+                f"{self.sampling.steps} steps: there is no prefix; lower curriculum.start, or use "
+                "prefix.policy=current"
             )
         return None
 

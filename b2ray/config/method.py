@@ -47,6 +47,21 @@ class Branching(Section):
     """Branches per denoising call."""
 
 
+class Prefix(Section):
+    """Who samples the prefixes, and for how many stages they serve (docs/prefixes.md)."""
+
+    policy: Literal["current", "base", "reuse"] = "current"
+    """The stage's own policy, as in the paper; the base model, whose prefixes serve again in every
+    later stage that draws their prompt; or reuse, the policy of an earlier stage, whose groups the
+    next `stages` stages take up again. What serves again costs no denoising."""
+    stages: Positive | None = None
+    """For reuse: for how many stages after its own a prefix serves again, with its prompt."""
+
+    def drawn(self, stage: int) -> int:
+        """The stage that drew the groups of a stage: itself, unless it reuses an earlier one's."""
+        return stage - stage % (1 + self.stages) if self.stages else stage
+
+
 class Selection(Section):
     """Which leaves of a group are trained on."""
 

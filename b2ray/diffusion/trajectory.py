@@ -28,6 +28,30 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """The end of a prefix that serves in several stages: where its later forks will be.
+
+    Attributes:
+        latents: x at t_first .. t_fork, shape (fork - first + 1, C, H, W), as they travel.
+        first: index of the earliest step at which it can be forked.
+    """
+
+    latents: np.ndarray
+    first: int
+
+    def at(self, fork: int) -> np.ndarray:
+        """x at a fork step, shape (C, H, W).
+
+        Raises:
+            ValueError: the prefix does not reach there.
+        """
+        last = self.first + len(self.latents) - 1
+        if not self.first <= fork <= last:
+            raise ValueError(f"a fork at step {fork}, but the prefix has {self.first}..{last}")
+        return self.latents[fork - self.first]
+
+
+@dataclass(frozen=True)
 class Selected:
     """What the driver knows of a trajectory that is trained on; `fetch` brings its arrays.
 

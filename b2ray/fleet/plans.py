@@ -20,6 +20,19 @@ from b2ray.replay import Kept
 FETCH_WITHIN = 300.0  # seconds for what the driver keeps to reach it
 
 
+def fetched(refs: Sequence[Any], what: str, call: Call, slot: Slot) -> list[Any]:
+    """What a call returned, as the driver's.
+
+    Raises:
+        WorkerError: it does not arrive in time.
+    """
+    try:
+        return list(ray.get(list(refs), timeout=FETCH_WITHIN))
+    except ray.exceptions.GetTimeoutError as error:
+        cause = f"{what} did not reach the driver in {FETCH_WITHIN:g} s"
+        raise WorkerError(str(slot), slot.where, call.doing, cause) from error
+
+
 @dataclass
 class LearnerCall:
     """One call of the learner. If it dies, a new one at the version before does it again.
@@ -53,19 +66,12 @@ class LearnerCall:
 
     def done(self, call: Call, slot: Slot, receipt: Receipt, results: Sequence[Any]) -> None:
         """Take the answer."""
-        self.taken(receipt, self._fetched(results, "its weights", call, slot))
+        self.taken(receipt, fetched(results, "its weights", call, slot))
         self.receipt = receipt
 
     def lost(self, call: Call) -> None:
         """What it needs or returned is gone: once more, after the pause that the call was given."""
         self._sent, self._not_before = False, call.not_before
-
-    def _fetched(self, refs: Sequence[Any], what: str, call: Call, slot: Slot) -> list[Any]:
-        try:
-            return list(ray.get(list(refs), timeout=FETCH_WITHIN))
-        except ray.exceptions.GetTimeoutError as error:
-            cause = f"{what} did not reach the driver in {FETCH_WITHIN:g} s"
-            raise WorkerError(str(slot), slot.where, call.doing, cause) from error
 
     def _wanted(self, slot: Slot) -> bool:
         at_learner = not self._sent and slot.role.name == "learner"
@@ -132,7 +138,7 @@ class Update(LearnerCall):
         old = [k for k in self._keep if k.stage < self._settings[0]]
         new = self._keep[len(old) :]
         refs = [self.rollout.leaf(*k.trajectory) for k in new]
-        found = self._fetched(refs, "trajectories to be replayed", call, slot) if refs else []
+        found = fetched(refs, "trajectories to be replayed", call, slot) if refs else []
         own = [replace(k, trajectory=ray.put(t)) for k, t in zip(new, found, strict=True)]
         self.kept = [*old, *own]
         super().done(call, slot, receipt, results)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ Leaf = tuple[int, int]  # unit index, leaf within the unit
 # instead of filling the object store.
 MOST_UNSCORED = 32
 
-PREFIXES = ("denoise_prefix", "encode_demonstrations")
+PREFIXES = ("denoise_prefix", "gather_prefixes", "encode_demonstrations")
 BRANCHES = ("denoise_branches", "follow_demonstrations")
 
 
@@ -49,6 +50,8 @@ class Rollout:
         record: keep trajectories.
         embed: ask scorers for embeddings.
         keep_pictures: of how many leaves at the beginning pictures are kept.
+        kept: by unit index, refs of its groups' prefixes where they are there already; refs of the
+            driver's own, which no node takes along.
         progress: called with the number of leaves that have all their scores, or need none.
 
     Attributes:
@@ -57,7 +60,9 @@ class Rollout:
         trajectories: leaf -> ref, if recorded.
         pictures: (unit index, first leaf) -> the pictures of the ranges to be kept.
         apart: of a demonstration's leaf, how far the policy is from it (`Policy.demonstrate`).
-        seconds: from the first call to the last leaf so far that has its scores.
+        prefixes_made: that serve in other stages too.
+        began: when the first call was handed out; before that None.
+        seconds: from then to the last leaf so far that has its scores.
     """
 
     def __init__(
@@ -70,19 +75,22 @@ class Rollout:
         record: bool,
         embed: bool = False,
         keep_pictures: int = 0,
+        kept: Mapping[int, Sequence[Any]] = MappingProxyType({}),
         progress: Callable[[int], Any] = lambda _: None,
     ) -> None:
         self.units, self.batch, self.rewards = units, branch_batch, list(rewards)
         self.version = units[0].version
         self.record, self.embed, self.keep_pictures = record, embed, keep_pictures
         self.progress = progress
+        self._kept = kept
         self.scores: dict[str, dict[Leaf, float]] = defaultdict(dict)
         self.trajectories: dict[Leaf, Any] = {}
         self.apart: dict[Leaf, float] = {}
         self.pictures: dict[tuple[int, int], np.ndarray] = {}
         self.unet_evals = 0
+        self.prefixes_made = 0
         self.seconds = 0.0
-        self._began: float | None = None
+        self.began: float | None = None
         self._scorers = [role for role, names in scorers.items() if set(names) & set(rewards)]
         self._embeddings: dict[str, dict[Leaf, np.ndarray]] = defaultdict(dict)
         self._samplers: set[int] = set()
@@ -131,7 +139,7 @@ class Rollout:
             return None
         if any(len(q) >= MOST_UNSCORED for q in self._unscored.values()):
             return None
-        self._began = self._began or time.perf_counter()
+        self.began = self.began or time.perf_counter()
         self._samplers.add(slot.index)
         mine = next((u for u in self._open if self._maker[u] == slot.index), None)
         if self._new and (mine is None or len(self._new) <= len(self._samplers)):
@@ -157,6 +165,10 @@ class Rollout:
         if _is_shown(unit):
             args, doing = (unit, files_of(unit)), f"encoding {_name(unit)}"
             return Call("sampler", "encode_demonstrations", args, 2, doing, unit)
+        kept = self._kept.get(unit.index)
+        if kept is not None:
+            doing = f"gathering the prefixes of {_name(unit)}"
+            return Call("sampler", "gather_prefixes", (unit, *kept), 2, doing, unit)
         return Call("sampler", "denoise_prefix", (unit,), 2, f"denoising {_name(unit)}", unit)
 
     def _branches(self, index: int) -> Call:
@@ -244,7 +256,7 @@ class Rollout:
         unit, low, high = done
         del self._roles_left[unit.index, low]
         self._bytes.pop(("pictures", unit.index, low), None)
-        self.seconds = time.perf_counter() - (self._began or 0)
+        self.seconds = time.perf_counter() - (self.began or 0)
         self.progress(high - low)
 
     # --- what is lost is made again ------------------------------------------------------------

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -27,8 +28,10 @@ from b2ray import replay
 from b2ray.branching import RewardWindow
 from b2ray.config import Config
 from b2ray.diffusion import lora_file
+from b2ray.diffusion.trajectory import Prefix
 from b2ray.errors import ConfigError
 from b2ray.options import read_yaml, validated
+from b2ray.prefixes import Origin, needed, packed, unpacked
 
 KEPT_CHECKPOINTS = 2
 
@@ -76,13 +79,15 @@ class RunState:
 @dataclass(frozen=True)
 class Checkpoint:
     """A committed stage as it was read back; `before` is the LoRA of the one before, if it is
-    kept, and `kept` what the next one trains on again."""
+    kept, `kept` what the next one trains on again, and `prefixes` what serves again in it or
+    later."""
 
     state: RunState
     weights: dict[str, np.ndarray]
     optimizer: dict[str, np.ndarray]
     before: dict[str, np.ndarray] | None
     kept: list[replay.Kept]
+    prefixes: dict[Origin, Prefix]
 
 
 class RunFolder:
@@ -96,6 +101,7 @@ class RunFolder:
         self.pictures = path / "pictures"
         self.lora = path / "lora"
         self._checkpoints = path / "checkpoints"
+        self._prefixes = path / "prefixes"
 
     @property
     def finished(self) -> bool:
@@ -122,6 +128,7 @@ class RunFolder:
             safetensors.numpy.load_file(folder / "optimizer.safetensors"),
             lora_file.load(stages[-2] / lora_file.FILE) if len(stages) > 1 else None,
             replay.load(folder),
+            self._read_prefixes(self.committed),
         )
 
     def commit(
@@ -130,6 +137,7 @@ class RunFolder:
         weights: lora_file.State,
         optimizer: lora_file.State,
         kept: Sequence[replay.Kept] = (),
+        prefixes: Mapping[Origin, Prefix] = MappingProxyType({}),
     ) -> None:
         """Make a stage final, or leave the last one as it is.
 
@@ -138,6 +146,7 @@ class RunFolder:
             weights: its LoRA.
             optimizer: its optimizer's state.
             kept: what the next stage trains on again, with its arrays.
+            prefixes: that this stage made, if they serve again.
 
         Raises:
             ConfigError: the disk refuses, because it is full, for example.
@@ -145,6 +154,10 @@ class RunFolder:
         final = self._checkpoints / f"stage-{state.stage:05d}"
         part = final.with_suffix(".part")
         try:
+            if prefixes:
+                self._prefixes.mkdir(exist_ok=True)
+                write_atomically(self._prefix_file(state.stage), packed(prefixes))
+                _flush(self._prefixes)
             part.mkdir(parents=True, exist_ok=True)
             lora_file.save(part, weights, self.config.model.lora)
             (part / "optimizer.safetensors").write_bytes(safetensors.numpy.save(dict(optimizer)))
@@ -162,6 +175,7 @@ class RunFolder:
             ) from error
         for old in self._committed()[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old)
+        self._forget_prefixes(state.stage)
 
     def append_metrics(self, step: int, figures: Mapping[str, float], images: list[str]) -> None:
         """Add a stage's line to metrics.jsonl; `images` are files under the run's folder."""
@@ -209,6 +223,33 @@ class RunFolder:
         return sorted(
             p for p in self._checkpoints.glob("stage-*") if re.fullmatch(r"stage-\d{5}", p.name)
         )
+
+    def _prefix_file(self, step: int) -> Path:
+        """Prefixes that the stage of this commit made. They are written once: a checkpoint would
+        have them all again."""
+        return self._prefixes / f"stage-{step:05d}.safetensors"
+
+    def _read_prefixes(self, step: int) -> dict[Origin, Prefix]:
+        """Those that serve after a commit."""
+        self._forget_prefixes(step)
+        config = self.config
+        files = sorted(self._prefixes.glob("stage-*.safetensors"))
+        origin = config.prefix.drawn(step)
+        if config.prefix.policy == "reuse" and origin < step < config.curriculum.stages:
+            file = self._prefix_file(origin + 1)
+            if file not in files:
+                raise ConfigError(
+                    f"{file} is missing: stage {step + 1} goes on from its prefixes, whose weights "
+                    "are gone; put it back, or start again under another --name"
+                )
+        return unpacked(files)
+
+    def _forget_prefixes(self, step: int) -> None:
+        """Delete what serves no more after a commit, and what a later, uncommitted try left."""
+        for file in self._prefixes.glob("stage-*"):
+            made = int(file.name[6:11])
+            if file.suffix == ".part" or made > step or not needed(self.config, made - 1, step):
+                file.unlink()
 
     def _scores_file(self, step: int, name: str) -> Path:
         return self.path / "evaluations" / f"step-{step:05d}_{name}.json"
@@ -260,10 +301,10 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def write_atomically(file: Path, text: str) -> None:
+def write_atomically(file: Path, content: str | bytes) -> None:
     """Write beside, flush, rename."""
     part = file.with_name(file.name + ".part")
-    part.write_text(text, encoding="utf-8")
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
     _flush(part)
     part.replace(file)
 

@@ -54,14 +54,22 @@ class Recorder:
         self.progress = Progress(self.config.curriculum.stages, found.state.stage)
         with self.bar("loading models", 0):
             version, digest = found.state.version, found.state.digest
-            crew.restored(version, digest, found.weights, found.optimizer, found.before, found.kept)
+            crew.restored(
+                version,
+                digest,
+                found.weights,
+                found.optimizer,
+                found.before,
+                found.kept,
+                found.prefixes,
+            )
         self._tell_of_actors(crew)
         self._since = time.perf_counter()
         return self.state
 
     def begin(self, crew: Crew) -> RunState:
         """Version 0, evaluated and committed."""
-        cost = plan_cost(self.config)
+        cost = plan_cost(self.config, prompts=self.prompts.train)
         self.line(
             f"this run: {cost.reward_queries:,} reward queries, at most {cost.unet_evals:,} UNet "
             f"evaluations, {cost.bytes_per_stage / 2**20:,.0f} MiB of objects a stage; "
@@ -158,7 +166,9 @@ class Recorder:
         self._tell(state.stage, figures, evaluated)
         costs = {k: v for k, v in state.counters.items() if k != "seconds"}
         self.folder.append_metrics(state.stage, {**figures, **costs, "time/total": seconds}, images)
-        self.folder.commit(state, *crew.newest, crew.kept)
+        made = crew.prefixes.to_commit(state.stage - 1)
+        self.folder.commit(state, *crew.newest, crew.kept, made)
+        crew.prefixes.forget(state.stage)
         crew.gauges.stage(state.stage, figures)
         self.log.send()
         self.state = state

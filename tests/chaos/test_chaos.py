@@ -26,6 +26,7 @@ from tests.chaos.faults import Strike
 from tests.runner import when
 
 RANKS = {"learner.ranks": 2, "fleet.learner.gpus": 1}
+REUSE = {"prefix.policy": "reuse", "prefix.stages": 2}
 
 
 @pytest.mark.timeout(600)
@@ -91,6 +92,18 @@ RANKS = {"learner.ranks": 2, "fleet.learner.gpus": 1}
             [Strike("update", faults.kill_node_of("sampler"), stage=2)],
             ("sampler 0",),
             {"replay.stages": 2, "replay.trajectories": 12},
+        ),
+        (
+            "a sampler is killed while it makes prefixes that several stages share",
+            [Strike("denoise_prefixes", faults.kill_it)],
+            ("sampler 0",),
+            REUSE,
+        ),
+        (
+            "the node that made the prefixes is lost when another stage reuses them",
+            [Strike("gather_prefixes", faults.kill_its_node, stage=1)],
+            ("sampler 0",),
+            REUSE,
         ),
         (
             "a rank of the learner is killed in an update",

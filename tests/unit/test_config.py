@@ -157,6 +157,31 @@ def test_as_many_whole_groups_as_fit_are_sampled(config):
             {"replay": {"stages": 1, "trajectories": 1}, "preset": "d3po"},
             ["replay.trajectories is 1", "objective.kind is dpo", "at least 2"],
         ),
+        (
+            {"prefix": {"policy": "reuse"}},
+            ["prefix.stages is missing", "prefix.policy is reuse", "--prefix.stages=15"],
+        ),
+        (
+            {"prefix": {"stages": 3}},
+            ["prefix.stages is 3", "prefix.policy is current", "prefix.policy=reuse"],
+        ),
+        (
+            {"prefix": {"policy": "base", "stages": 3}},
+            ["prefix.stages is 3", "prefix.policy is base", "leave it out"],
+        ),
+        (
+            {"prefix": {"policy": "reuse", "stages": 0}},
+            ["prefix.stages is 0", "greater than or equal to 1"],
+        ),
+        (
+            {"prefix": {"policy": "base"}, "preset": "ddpo"},
+            ["prefix.policy is base", "all of the 20 steps", "lower curriculum.start"],
+        ),
+        (
+            SHOWN | {"prefix": {"policy": "base"}, "curriculum": {"start": 4}},
+            ["prefix.policy is base", "'folder'", "prefix.policy=current"],
+        ),
+        ({"prefix": {"policy": "old"}}, ["prefix.policy is 'old'", "reuse"]),
         ({"replay": {"stages": -1}}, ["replay.stages is -1", "greater than or equal to 0"]),
         ({"replay": {"trajectories": 0}}, ["replay.trajectories is 0", "greater than or equal"]),
         ({"learner": {"max_lag": 2}}, ["learner.max_lag is 2", "less than or equal to 1"]),
@@ -244,6 +269,29 @@ def test_replay_is_off_unless_asked_and_goes_with_the_rest(config, sections):
     found = config(**sections, replay={"stages": 2})
     assert (found.replay.stages, found.replay.trajectories) == (2, 64)
     assert found.identity() != config(**sections).identity()
+
+
+@pytest.mark.parametrize(
+    "sections", [{}, {"preset": "d3po"}, {"learner": {"max_lag": 1}}, {"replay": {"stages": 2}}]
+)
+def test_prefixes_are_the_current_policys_unless_asked_and_go_with_the_rest(config, sections):
+    sections = {**sections, "curriculum": {"start": 6}}
+    assert config(**sections).prefix.policy == "current"
+    for prefix in ({"policy": "base"}, {"policy": "reuse", "stages": 15}):
+        assert config(**sections, prefix=prefix).identity() != config(**sections).identity()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "drawn"),
+    [
+        ({}, [0, 1, 2, 3, 4, 5]),
+        ({"policy": "base"}, [0, 1, 2, 3, 4, 5]),
+        ({"policy": "reuse", "stages": 2}, [0, 0, 0, 3, 3, 3]),
+    ],
+)
+def test_a_stage_reuses_the_groups_of_the_last_that_drew_some(config, prefix, drawn):
+    found = config(prefix=prefix).prefix
+    assert [found.drawn(stage) for stage in range(6)] == drawn
 
 
 def test_a_config_does_not_change(config):

@@ -7,6 +7,7 @@ import pytest
 from b2ray.config import Config
 from b2ray.cost import Cost, plan_cost
 from b2ray.options import validated
+from b2ray.prompts import PromptSet
 
 
 def config(**sections: object) -> Config:
@@ -73,6 +74,71 @@ def test_what_is_replayed_is_learnt_again_at_the_longest_intervals():
     assert more.reward_queries == plain.reward_queries
     assert more.unet_forwards == plain.unet_forwards + 3 * 2 * again
     assert more.bytes_per_stage == plain.bytes_per_stage + 12 * (5 * 4 * 4 * 64 * 64 + 4 * 4)
+
+
+N6 = {
+    "curriculum": {"stages": 160, "start": 6, "end": 6},
+    "branching": {"images": 1280, "branches": 5},
+}
+
+
+def prefixes(policy: str, stages: int | None = None, **sections: object) -> Cost:
+    """Of 100 prompts; 256 groups have at most three of one."""
+    prefix = {"policy": policy, **({"stages": stages} if stages else {})}
+    prompts = PromptSet(tuple(f"p{j}" for j in range(100)))
+    return plan_cost(config(**{**N6, **sections}, prefix=prefix), prompts=prompts)
+
+
+def test_prefixes_that_serve_again_save_a_third_of_the_sampling():
+    """n = 6 of T = 20, K = 5: a group costs 30 evaluations where its prefix is there, else 44."""
+    current = prefixes("current").unet_evals_sampling
+    assert current == 160 * 256 * (14 + 5 * 6)
+    reused = prefixes("reuse", 15).unet_evals_sampling
+    assert reused == 256 * (10 * 14 + 160 * 30)
+    assert reused / current == pytest.approx(0.702, abs=5e-4)
+    # Over whole rounds 17 stages is the least that needs no more than 70 %.
+    for stages, enough in ((16, False), (17, True)):
+        rounds = {"curriculum": N6["curriculum"] | {"stages": 10 * (1 + stages)}}
+        share = (
+            prefixes("reuse", stages, **rounds).unet_evals_sampling
+            / prefixes("current", **rounds).unet_evals_sampling
+        )
+        assert (share <= 0.7) == enough
+    base = prefixes("base").unet_evals_sampling
+    assert base == 256 * 160 * 30 + 300 * 14
+    assert base / current == pytest.approx(0.684, abs=5e-4)
+    assert pytest.approx(0.682, abs=5e-4) == 30 / 44  # once all are made
+    for policy, stages in (("reuse", 15), ("base", None)):
+        assert prefixes(policy, stages).unet_evals_learning == (
+            prefixes("current").unet_evals_learning
+        )
+
+
+def test_prefixes_are_made_at_the_fork_of_their_stage():
+    """Intervals 1, 2, 3 and 4 of 4; two groups of the same prompt: stages 0 and 2 make them."""
+    same = {
+        "sampling": {"steps": 4, "guidance": 1.0},
+        "curriculum": {"stages": 4, "start": 1, "end": 4},
+        "branching": {"images": 4, "branches": 2},
+    }
+    one = PromptSet(("p",))
+    latent = 4 * 4 * 64 * 64
+
+    def cost(**prefix: object) -> Cost:
+        return plan_cost(config(**same, prefix=prefix), prompts=one)
+
+    current = cost()
+    assert current.unet_evals_sampling == 2 * (3 + 2 + 1 + 0) + 4 * (1 + 2 + 3 + 4)
+    reuse = cost(policy="reuse", stages=1)
+    assert reuse.unet_evals_sampling == 2 * (3 + 1) + 4 * 10
+    # Latents at steps 2 and 3, then 0 and 1.
+    assert reuse.bytes_per_stage == current.bytes_per_stage + 2 * 2 * latent
+    base = cost(policy="base")
+    assert base.unet_evals_sampling == 2 * 3 + 4 * 10
+    assert base.bytes_per_stage == current.bytes_per_stage + 2 * 4 * latent
+    blind = plan_cost(config(**same, prefix={"policy": "base"}))
+    assert blind.unet_evals_sampling == current.unet_evals_sampling
+    assert blind.bytes_per_stage == base.bytes_per_stage
 
 
 def test_images_that_fill_no_group_are_not_sampled():

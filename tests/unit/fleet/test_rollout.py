@@ -94,6 +94,20 @@ def test_roles_without_a_wanted_reward_are_not_asked():
     assert set(plan.scores) == {"a", "b"}  # what the role has loaded; the actor leaves out the rest
 
 
+def test_prefixes_that_are_there_already_are_gathered():
+    plan = Rollout(units(2), 4, SCORERS, ["a"], record=True, kept={1: ["p2", "p3"]})
+    calls = [plan.next_call(slot("sampler", j)) for j in range(2)]
+    assert [(c.method, c.unit.index, c.args[1:]) for c in calls] == [
+        ("denoise_prefix", 0, ()),
+        ("gather_prefixes", 1, ("p2", "p3")),
+    ]
+    plan.lost(calls[1])
+    assert plan.next_call(slot("sampler", 1)).args == calls[1].args
+    plan = Rollout(units(2), 4, SCORERS, ["a"], record=True, kept={0: ["p0"], 1: ["p2"]})
+    drive(plan, losses=0.3)
+    assert plan.leaf(3, 2) == "leaf 1 5"
+
+
 def test_pictures_of_the_first_leaves_are_kept(monkeypatch):
     plan = Rollout(units(2), 4, SCORERS, ["a", "c"], record=False, keep_pictures=7)
     monkeypatch.setattr(rollout.ray, "get", lambda ref: ref)

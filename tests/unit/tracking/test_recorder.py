@@ -33,6 +33,7 @@ class FakeCrew:
         self.weights = SimpleNamespace(version=0, digest="d")
         self.newest = (WEIGHTS, {})
         self.kept: list[Kept] = []
+        self.prefixes = SimpleNamespace(to_commit=lambda stage: {}, forget=lambda stage: None)
         self.gauges = SimpleNamespace(stage=lambda stage, figures: None)
         self.asked: list[tuple[int, int]] = []
 
