@@ -183,7 +183,10 @@ class Crew:
         self._sample_from(units[0].version)
         names = [r.name for r in self.config.rewards]
         batch = self.config.branching.branch_batch
-        return Rollout(units, batch, self.scorers, names, record=True, progress=progress)
+        trees = self.config.evaluation.trees if self.config.branching.branches > 1 else 0
+        return Rollout(
+            units, batch, self.scorers, names, record=True, trees=trees, progress=progress
+        )
 
     def update(
         self,
