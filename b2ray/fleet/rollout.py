@@ -173,8 +173,10 @@ class Rollout:
         else:
             method, doing = "denoise_branches", "denoising"
             pictures = bool(self._roles_left.get((index, low))) or self._is_kept(unit, low)
-            trees = max(0, self.trees - self._first_group(unit))
-            args += (self.record, pictures, trees)
+            args += (self.record, pictures)
+            trees = self.trees - self._first_group(unit)
+            if pictures and low < trees * unit.branches:
+                args += (trees,)
         results = 2 + (high - low if self.record else 0)
         doing = f"{doing} leaves {low}-{high - 1} of {_name(unit)}"
         return Call("sampler", method, args, results, doing, unit, (low, high))

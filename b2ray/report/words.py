@@ -7,7 +7,7 @@ import shlex
 from b2ray.evaluation import overtaken
 from b2ray.report.record import SETS, Change, Record
 
-WENT = {1: "rose", -1: "fell", 0: "changed by no more than chance may,"}
+WENT = {1: "rose", -1: "fell", 0: "did not change measurably,"}
 
 
 def verdict(record: Record) -> str:
@@ -48,7 +48,8 @@ def warning(record: Record) -> str | None:
 
 def number(value: float) -> str:
     """A figure for a person."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return text.replace("-", "−", 1) if text.startswith("-") else text
 
 
 def signed(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -98,7 +99,7 @@ def test_the_verdict_is_a_line(finished):
     ("rises", "judged", "said", "warned"),
     [
         (0.3, -0.1, "judge, which is not trained on, fell from", True),
-        (0.0, 0.0, "The reward changed by no more than chance may, from", False),
+        (0.0, 0.0, "The reward did not change measurably, from", False),
         (-0.2, -0.2, "The reward fell from", False),
     ],
 )
@@ -126,7 +127,7 @@ def test_it_is_readable_for_all(finished):
     assert found.text("title") == "mine · b2ray"
     levels = [int(tag[1]) for tag, _, _ in found.found if re.fullmatch("h[1-6]", tag)]
     assert levels.count(1) == 1 and levels[0] == 1
-    assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
     assert all(values["alt"] for values, _ in found.all("img"))
     assert all(v["role"] == "img" and v["aria-label"] for v, _ in found.all("svg"))
     assert all(v["scope"] in ("col", "row") for v, _ in found.all("th"))
