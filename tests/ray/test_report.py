@@ -61,13 +61,18 @@ def test_trees_change_no_byte_of_the_lora(runner: Runner, undisturbed: str, coun
     }
 
 
+@pytest.mark.timeout(900)  # two starts of the command
 def test_a_stopped_run_has_a_page_and_a_resumed_one_all_its_trees(
     runner: Runner, undisturbed: str
 ) -> None:
     process = runner.process("halted", fleet__samplers__max=1)
-    when(lambda: runner.lines("halted") >= 3)
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=120)
+    try:
+        when(lambda: runner.lines("halted") >= 3, within=240)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=200)
+    finally:
+        process.kill()
+        process.wait(30)
     page = runner.runs / "halted" / "report.html"
     if process.returncode == EXIT_STOPPED:  # else it was at its end already
         assert re.search(r"After \d of 3 stages", page.read_text(encoding="utf-8")), out
