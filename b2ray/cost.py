@@ -78,10 +78,11 @@ def plan_cost(
     intervals = [_interval(config, stage) for stage in range(stages)]
     learnt = [n for stage in range(stages) for n in _learnt(config, leaves, intervals[: stage + 1])]
     trains = [config.objective.trains(step) for step in range(steps - untrained)]
-    trained = sum(sum(trains[steps - n :]) for n in learnt)
+    counts = [sum(trains[steps - n :]) for n in learnt]
+    trained = sum(counts)
     sampling = sum(groups * (steps - n) + (images + shown) * n for n in intervals)
     rescoring = trained * learner.recompute_log_probs
-    updating = trained * learner.passes
+    updating = sum(learner.drawn_steps(count) for count in counts) * learner.passes
     evaluation = _evaluated_pictures(config) * steps
     # Checkpointing computes the forward pass again on the way back.
     per_update = 1 + BACKWARD + config.model.gradient_checkpointing

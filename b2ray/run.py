@@ -207,6 +207,7 @@ class Run:
         costs = {
             "cost/reward_queries": float(lesson.queries),
             "cost/unet_evals": float(rollout.unet_evals + update.unet_evals),
+            "cost/unet_backwards": update.figures["policy/rows"],
             "cost/trained_leaves": float(update.leaves),
         }
         return recorder.commit(crew, lesson.state, figures, costs), ahead

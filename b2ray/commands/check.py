@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from b2ray.actors.worker import Memory
 from b2ray.branching import work_units
@@ -100,8 +101,9 @@ def _variance(config: Config, prompts: PromptSets, crew: Crew, file: Path) -> It
     picture(found, file)
     steps = config.sampling.steps
     yield Finding("variance", f"{advice(found, steps)}; picture: {file}")
-    numbers = ",".join(f"{w:g}" for w in weights(found, steps))
-    yield Finding("step weights", f"objective.step_weights=[{numbers}]: by share of the variance")
+    numbers = ", ".join(f"{w:g}" for w in weights(found, steps))
+    fit = f"by share of the variance, objective: {{step_weights: [{numbers}]}}"
+    yield Finding("step weights", fit)
 
 
 def rehearsal(config: Config, prompts: PromptSets, crew: Crew) -> Iterator[Finding]:
@@ -199,10 +201,12 @@ def _show(findings: Sequence[Finding], as_json: bool) -> None:
     if as_json:
         print(json.dumps({"sound": sound, "findings": [asdict(f) for f in findings]}, indent=2))
         return
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    # Nothing is cut off: what is found may be there to be copied.
+    last = Column(overflow="fold")
+    table = Table("", "", last, show_header=False, box=None, padding=(0, 2, 0, 0))
     signs = {True: "[green]✓[/]", False: "[red]✗[/]", None: " "}
     for f in findings:
-        table.add_row(signs[f.sound], f.what, f.found)
+        table.add_row(signs[f.sound], escape(f.what), escape(f.found))
     console = Console(highlight=False)
     console.print(table)
     verdict = "This configuration can be run." if sound else "This configuration cannot be run."

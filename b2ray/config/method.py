@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from b2ray.config.section import Positive, Section
 
+StepKind = Literal["none", "inverse_gradient", "noise", "displacement"]
 StepList = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
 
 
@@ -94,12 +95,14 @@ class Objective(Section):
     beta: float = Field(0.1, gt=0)
     """For dpo: how strongly a preference speaks, per nat of a whole step's log-likelihood; less
     lets the policy go further from the base model."""
-    step_weights: Literal["none", "inverse_gradient", "displacement"] | StepList = "none"
-    """Weigh the steps of a trajectory alike; or by the inverse of how strongly a step's density
-    depends on the predicted noise: the last steps otherwise drown out the early ones; or by how far
-    a step moves the latents. Or a list of T numbers, the first step's first: how much the gradients
-    of each are to count (all 1: inverse_gradient). `b2ray check --variance` says which fit a model
-    and its rewards. A step of weight 0 is not trained, unless kl_weight holds it."""
+    step_weights: StepKind | StepList = "none"
+    """Weigh the steps of a trajectory alike (none); by the inverse of how strongly a step's density
+    depends on the predicted noise: the last steps otherwise drown out the early ones; by that times
+    how far a step's noise moves the picture (noise; as TempFlow-GRPO does, arXiv 2508.04324): a
+    step decides what its noise can change; or by how far a step moves the latents (displacement).
+    Or a list of T numbers, the first step's first: how much the gradients of each are to count
+    (all 1: inverse_gradient); `b2ray check --variance` says which fit a model and its rewards. A
+    step of weight 0 is not trained, unless kl_weight holds it."""
 
     @field_validator("step_weights", mode="before")
     @classmethod
@@ -142,6 +145,10 @@ class Learner(Section):
     """Passes over a stage's selected trajectories."""
     batch: Positive | Literal["all"] = 128
     """Trajectories per optimizer step, in parts of nearly equal size; `all`: one step a pass."""
+    timestep_fraction: float = Field(1.0, gt=0, le=1)
+    """Share of a trajectory's trained steps that one pass is computed on: drawn anew for each
+    trajectory, a step the more often the larger its gradient is, and weighed by 1 over its chance,
+    so that the gradient's mean is that of all steps. Saves as much of the learner's work."""
     microbatch: Positive = 16
     """(Trajectory, step) rows per UNet call."""
     recompute_log_probs: bool = False
@@ -157,3 +164,7 @@ class Learner(Section):
     ranks: Positive = 1
     """Processes that share every optimizer step's trajectories and add up their gradients; sums
     over more ranks round differently."""
+
+    def drawn_steps(self, trained: int) -> int:
+        """How many of a trajectory's trained steps a pass is computed on."""
+        return min(trained, max(1, round(self.timestep_fraction * trained)))

@@ -25,6 +25,7 @@ class Domain(IntEnum):
     ORDER = 3
     SAMPLE = 4
     DEMONSTRATE = 5
+    STEPS = 6
 
 
 def generator(

@@ -128,6 +128,11 @@ class Schedule:
             slope = of_x0 - of_eps * (a / (1 - a)).sqrt()
         return slope.abs() / self.sigma
 
+    def reach(self) -> torch.Tensor:
+        """How far a step's noise moves the latents, in units of the picture that is in them: its
+        sigma over the signal's share after the step, sqrt(a_t'), shape (T,)."""
+        return self.sigma / self.alpha_next.sqrt()
+
     def predicted_image(
         self, i: torch.Tensor, x: torch.Tensor, output: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:

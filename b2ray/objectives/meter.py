@@ -18,7 +18,7 @@ class Meter:
         self.clipped = torch.zeros(steps)
         self.squared_grad = torch.zeros(steps)
         self.kl = torch.zeros((), dtype=torch.float64)
-        self.kl_reference = torch.zeros((), dtype=torch.float64)
+        self.kl_reference = torch.zeros(2, dtype=torch.float64)  # sum, and of how many rows
         self.norms: list[float] = []
         self.drift, self.drift_max = torch.zeros(2), torch.zeros(())
 
@@ -41,9 +41,10 @@ class Meter:
             self.drift += torch.tensor([off.sum(), len(off)])
             self.drift_max = torch.maximum(self.drift_max, off.max())
 
-    def add_kl(self, kl: torch.Tensor) -> None:
-        """Divergence of each pair from the base model."""
-        self.kl_reference += kl.detach().sum().cpu()
+    def add_kl(self, kl: torch.Tensor, scale: torch.Tensor) -> None:
+        """Divergence of each pair from the base model, and how many rows the pair stands for."""
+        both = torch.stack([(kl.detach() * scale).sum(), scale.sum()])
+        self.kl_reference += both.cpu()
 
     def add_gradient(self, step: torch.Tensor, gradient: torch.Tensor) -> None:
         """Gradient of each pair's own loss by its guided output, shape (N, C, H, W)."""
@@ -67,20 +68,22 @@ class Meter:
         self.ranks.sum([self.count, self.clipped, self.squared_grad, self.kl, self.kl_reference])
         total = float(self.count.sum())
         if total == 0:
-            return {"policy/updates": 0.0}
+            return {"policy/updates": 0.0, "policy/rows": 0.0}
         finite = [n for n in self.norms if math.isfinite(n)]
         drift = {
             "policy/ratio_drift": self.drift_mean,
             "policy/ratio_drift_max": float(self.drift_max),
         }
-        reference = {"policy/kl_reference": float(self.kl_reference) / total}
+        divergence, rows = self.kl_reference.tolist()
+        reference = {"policy/kl_reference": divergence / rows} if rows else {}
         figures = {
             "policy/updates": float(len(finite)),
+            "policy/rows": total,
             "policy/skipped_updates": float(len(self.norms) - len(finite)),
             **(drift if self.drift[1] else {}),
             "policy/clip_fraction": float(self.clipped.sum()) / total,
             "policy/approx_kl": float(self.kl) / total,
-            **(reference if self.kl_reference else {}),
+            **reference,
             "policy/grad_norm": sum(finite) / max(1, len(finite)),
         }
         for step in self.count.nonzero().flatten().tolist():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from b2ray.diffusion.trajectory import Selected, from_wire
+from b2ray.objectives.steps import Drawn
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Rows:
         following: latents that were sampled from there, likewise.
         old: log-density of that, as it was sampled.
         advantage: of the row's trajectory.
-        weight: of the row in the loss.
+        weight: of the row in the objective.
+        scale: how many rows it stands for, as not every step is drawn.
         own: whether the trajectory is the stage's own, bool.
     """
 
@@ -31,6 +33,7 @@ class Rows:
     old: torch.Tensor
     advantage: torch.Tensor
     weight: torch.Tensor
+    scale: torch.Tensor
     own: torch.Tensor
     prompts: list[str]
 
@@ -43,30 +46,26 @@ class Rows:
             yield Rows(**part)
 
 
-def trained_steps(interval: int, trained: Sequence[bool]) -> list[int]:
-    """Indices of those of the last `interval` steps that are trained at all."""
-    return [j for j, yes in enumerate(trained) if yes and j >= len(trained) - interval]
-
-
 def rows_of(
-    batch: Sequence[Selected],
-    trained: Sequence[bool],
+    batch: Sequence[tuple[Selected, Drawn]],
+    total: int,
     step_weights: torch.Tensor | None,
     device: torch.device,
 ) -> Rows:
     """The rows of a batch, which is fetched; trajectories may have different intervals.
 
     Args:
-        batch: at least one trajectory.
-        trained: for each of T steps whether it is trained in its interval.
+        batch: at least one trajectory, each with those of its steps that are trained.
+        total: T.
         step_weights: weight of each of T steps; None weighs a trajectory's steps by how far they
             move its latents, |x_t - x_{t-1}|², with mean 1 (arXiv 2607.07693).
         device: where the rows are put.
     """
-    trajectories = [s.fetch() for s in batch]
+    chosen = [s for s, _ in batch]
+    trajectories = [s.fetch() for s in chosen]
     latents = [from_wire(t.latents) for t in trajectories]
-    forks = [len(trained) - s.interval for s in batch]
-    steps = [trained_steps(s.interval, trained) for s in batch]
+    forks = [total - s.interval for s in chosen]
+    steps = [list(drawn.steps) for _, drawn in batch]
     if step_weights is None:
         weights = [
             _moves(x, [j - fork for j in own])
@@ -74,7 +73,7 @@ def rows_of(
         ]
     else:
         weights = [step_weights.cpu()[own] for own in steps]
-    # (step, trajectory, position among the trajectory's trained steps), step by step.
+    # (step, trajectory, position among the trajectory's drawn steps), step by step.
     order = sorted((j, b, p) for b, own in enumerate(steps) for p, j in enumerate(own))
     return Rows(
         step=torch.tensor([j for j, _, _ in order]).to(device),
@@ -83,10 +82,11 @@ def rows_of(
         old=torch.tensor([float(trajectories[b].log_probs[j - forks[b]]) for j, b, _ in order]).to(
             device
         ),
-        advantage=torch.tensor([batch[b].advantage for _, b, _ in order]).to(device),
+        advantage=torch.tensor([chosen[b].advantage for _, b, _ in order]).to(device),
         weight=torch.stack([weights[b][p] for _, b, p in order]).to(device),
-        own=torch.tensor([batch[b].age == 0 for _, b, _ in order]).to(device),
-        prompts=[batch[b].prompt for _, b, _ in order],
+        scale=torch.tensor([batch[b][1].scale[p] for _, b, p in order]).to(device),
+        own=torch.tensor([chosen[b].age == 0 for _, b, _ in order]).to(device),
+        prompts=[chosen[b].prompt for _, b, _ in order],
     )
 
 

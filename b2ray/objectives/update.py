@@ -20,9 +20,11 @@ from b2ray.objectives import OBJECTIVES
 from b2ray.objectives.densities import Densities
 from b2ray.objectives.meter import Meter
 from b2ray.objectives.ranks import Ranks
-from b2ray.objectives.rows import Rows, rows_of, trained_steps
+from b2ray.objectives.rows import Rows, rows_of
+from b2ray.objectives.steps import Drawn, draw, trained_steps
 
 MAX_SKIPPED = 3  # updates in a row with a gradient that is not finite, before giving up
+Visit = list[tuple[Selected, Drawn]]  # what is trained on together, with its steps
 
 
 class Updater:
@@ -39,6 +41,7 @@ class Updater:
         # A density is a mean over the elements, so each one's gradient is too small for float16.
         self.loss_scale = float(elements) if policy.dtype == torch.float16 else 1.0
         self.step_weights = _step_weights(policy, config)
+        self.step_sizes = _step_sizes(policy, config, self.step_weights)
         self.trained = [
             wide and config.objective.trains(j) for j, wide in enumerate(policy.schedule.trainable)
         ]
@@ -87,9 +90,10 @@ class Updater:
         parts = 1 if size == "all" else math.ceil(len(selected) / size)
         first = True
         for epoch in range(self.config.learner.passes):
-            for chosen in self._batches(visits, stage, epoch, min(parts, len(visits))):
+            drawn = self._drawn(visits, stage, epoch)
+            for chosen in self._batches(drawn, stage, epoch, min(parts, len(visits))):
                 mine = [s for visit in self.ranks.share(chosen) for s in visit]
-                count = sum(len(self._steps(s)) for visit in chosen for s in visit)
+                count = sum(len(self._steps(s)) for visit in chosen for s, _ in visit)
                 check = fresh if first else None
                 self._optimizer_step(self._microbatches(mine), count, meter, check)
                 first = False
@@ -100,7 +104,7 @@ class Updater:
 
         One microbatch also goes backward, so that the memory of an update has been seen.
         """
-        micros = list(self._microbatches(self.ranks.share(selected)))
+        micros = list(self._microbatches(self._whole(self.ranks.share(selected))))
         drift, count = torch.zeros(2, self.policy.schedule.steps)
         with torch.no_grad():
             for micro in micros:
@@ -120,6 +124,21 @@ class Updater:
     def _steps(self, selected: Selected) -> list[int]:
         return trained_steps(selected.interval, self.trained)
 
+    def _whole(self, selected: Sequence[Selected]) -> Visit:
+        return [(s, Drawn.all_of(self._steps(s))) for s in selected]
+
+    def _drawn(self, visits: Sequence[list[Selected]], stage: int, epoch: int) -> list[Visit]:
+        """The visits of a pass with the steps that it trains; those of one visit are the same,
+        as an objective on pairs needs them."""
+        random = generator(self.config.seed, Domain.STEPS, stage, epoch)
+        found = []
+        for visit in visits:
+            steps = self._steps(visit[0])
+            count = self.config.learner.drawn_steps(len(steps))
+            drawn = draw(steps, [self.step_sizes[j] for j in steps], count, random)
+            found.append([(s, drawn) for s in visit])
+        return found
+
     def _visits(self, selected: Sequence[Selected]) -> list[list[Selected]]:
         """What is trained on together: single trajectories, best and worst leaves of groups, or
         one of the policy's own and a demonstration, so that every batch is half of each."""
@@ -136,25 +155,26 @@ class Updater:
         return [sorted(pair, key=lambda s: -s.advantage) for pair in halves]
 
     def _batches(
-        self, visits: Sequence[list[Selected]], stage: int, epoch: int, parts: int
-    ) -> Iterator[list[list[Selected]]]:
+        self, visits: Sequence[Visit], stage: int, epoch: int, parts: int
+    ) -> Iterator[list[Visit]]:
         """One pass in `parts`; the stage's own are in the first, as its drift is theirs."""
         draw = generator(self.config.seed, Domain.ORDER, stage, epoch)
-        own = [v for v in visits if not v[0].age]
-        old = [v for v in visits if v[0].age]
+        own = [v for v in visits if not v[0][0].age]
+        old = [v for v in visits if v[0][0].age]
         first = np.array_split(draw.permutation(len(own)), parts)
         # The other way round, as the first parts of a split are the larger ones.
         then = np.array_split(draw.permutation(len(old)), parts)[::-1]
         for a, b in zip(first, then, strict=True):
             yield [own[j] for j in sorted(a)] + [old[j] for j in sorted(b)]
 
-    def _microbatches(self, batch: Sequence[Selected]) -> Iterator[Rows]:
+    def _microbatches(self, batch: Visit) -> Iterator[Rows]:
         """The rows of a batch, in UNet calls; none of an empty one."""
         size = self.config.learner.microbatch
         if self.objective.pairs:
             size = max(2, size - size % 2)
         if batch:
-            rows = rows_of(batch, self.trained, self.step_weights, self.policy.device)
+            total = self.policy.schedule.steps
+            rows = rows_of(batch, total, self.step_weights, self.policy.device)
             yield from rows.slices(size)
 
     @torch.no_grad()
@@ -170,7 +190,7 @@ class Updater:
             mine = self.ranks.share(range(low, min(low + size, len(selected))))
             found = [
                 self.policy.log_prob(m.step, m.x, m.following, m.prompts)
-                for m in self._microbatches([selected[j] for j in mine])
+                for m in self._microbatches(self._whole([selected[j] for j in mine]))
             ]
             if found:
                 rows[list(mine)] = torch.cat(found).reshape(-1, len(mine)).T.cpu()
@@ -189,7 +209,7 @@ class Updater:
         meter: Meter,
         fresh: Callable[[], bool] | None,
     ) -> None:
-        """One step on a batch of `count` rows, of which `micros` are this rank's.
+        """One step on a batch that stands for `count` rows; `micros` are this rank's of it.
 
         `fresh` is given for the first batch, whose drift is measured (see `update`).
         """
@@ -202,10 +222,10 @@ class Updater:
             loss = loss * micro.weight
             if kl is not None:
                 loss = loss + self.config.objective.kl_weight * kl
-                meter.add_kl(kl)
+                meter.add_kl(kl, micro.scale)
             # The sum over the true count: batches, shares and microbatches of any size weigh the
             # same, and the ranks' gradients add up.
-            (loss.sum() / count * self.loss_scale).backward()
+            ((loss * micro.scale).sum() / count * self.loss_scale).backward()
             log_ratio = densities.log_prob.detach() - micro.old
             meter.add(micro.step, log_ratio, clipped, None if fresh is None else micro.own)
             if output.grad is not None:
@@ -306,9 +326,26 @@ def _step_weights(policy: Policy, config: Config) -> torch.Tensor | None:
         return torch.ones_like(schedule.sigma)
     trainable = torch.tensor(schedule.trainable, device=schedule.sigma.device)
     weights = torch.where(trainable, 1 / schedule.sensitivity(), 0.0)
-    if not isinstance(kind, str):
+    if kind == "noise":
+        weights = weights * schedule.reach()
+    elif not isinstance(kind, str):
         weights = weights * torch.tensor(kind, device=weights.device)
     return weights / weights[trainable].mean().clamp(min=1e-12)
+
+
+def _step_sizes(policy: Policy, config: Config, weights: torch.Tensor | None) -> list[float]:
+    """How large each step's gradient is, by its weight and how strongly its density depends on the
+    predicted noise: those are drawn more often, as importance sampling asks. The divergence counts
+    in all steps alike."""
+    sizes = torch.ones_like(policy.schedule.sigma)
+    if weights is not None:
+        sizes = weights * policy.schedule.sensitivity()
+    trainable = torch.tensor(policy.schedule.trainable, device=sizes.device)
+    sizes = torch.where(trainable, sizes, 0.0)
+    sizes = sizes / sizes.sum().clamp(min=1e-12)
+    if config.objective.kl_weight:
+        sizes = (sizes + trainable / trainable.sum()) / 2
+    return [float(size) for size in sizes]
 
 
 def _scored(fetch: Callable[[], Trajectory], steps: list[int], row: np.ndarray) -> Trajectory:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import yaml
-from efficiency.trials import METHODS, Trial, reported
+from efficiency.pictures import sheet
+from efficiency.trials import ABLATIONS, DEFAULT, METHODS, Results, Trial, reported
 from scipy import stats
+
+from b2ray.cost import BACKWARD
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 DOCS = Path(__file__).parents[2] / "docs"
 CURVES = DOCS / "evidence_curves.png"
-MARKS = ("<!-- table -->", "<!-- /table -->")
+PICTURES = DOCS / "evidence_pictures.png"
+WHAT = ("reward", "judge")
+Done = dict[str, list[tuple[Trial, dict[str, Any]]]]  # by method: trials with their results
 PEER = "DDPO-IS"  # what the others are held against
 
 
@@ -32,22 +36,18 @@ class Curve:
     judge: np.ndarray
 
 
-def curve(trial: Trial, runs: Path) -> Curve:
-    """Read a finished run.
+def curve(result: dict[str, Any]) -> Curve:
+    """A finished run by its evaluations.
 
     Work is in guided UNet evaluations of one latent, a backward pass counted as two forward ones.
     """
-    config = yaml.safe_load((runs / trial.name / "config.yaml").read_text())
-    passes, points, backward, leaves = config["learner"]["passes"], [], 0.0, 0.0
-    for line in trial.lines(runs):
-        now = line.get("cost/trained_leaves", 0.0)
-        backward += (now - leaves) * line.get("interval", 0.0) * passes
-        leaves = now
-        if "heldout/judge" in line:
-            work = line.get("cost/unet_evals", 0.0) + 2 * backward
-            queries = line.get("cost/reward_queries", 0.0)
-            points.append((queries, work, line["eval/train/reward"], line["heldout/judge"]))
-    return Curve(*np.array(points).T)
+    points = result["points"]
+    return Curve(
+        queries=np.array([p["reward_queries"] for p in points]),
+        work=np.array([p["unet_evals"] + BACKWARD * p["unet_backwards"] for p in points]),
+        reward=np.array([p["reward"] for p in points]),
+        judge=np.array([p["judge"] for p in points]),
+    )
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -58,17 +58,21 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(x.mean()), float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5)
 
 
-def reaches(curves: Sequence[Curve], level: float) -> tuple[float, float] | None:
-    """Queries and work after which the mean judged alignment has reached a level, by straight lines
-    between evaluations; None if it never does."""
-    judge = np.mean([c.judge for c in curves], axis=0)
-    above = np.flatnonzero(judge >= level)
+def reaches(curves: Sequence[Curve], what: str, level: float) -> tuple[float, float] | None:
+    """Queries and work after which a mean over seeds has reached a level, by straight lines between
+    evaluations; None if it never does.
+
+    Args:
+        what: "reward" or "judge".
+    """
+    mean = np.mean([getattr(c, what) for c in curves], axis=0)
+    above = np.flatnonzero(mean >= level)
     if not len(above):
         return None
     i = int(above[0])
     if i == 0:
         return 0.0, 0.0
-    share = (level - judge[i - 1]) / (judge[i] - judge[i - 1])
+    share = (level - mean[i - 1]) / (mean[i] - mean[i - 1])
     queries, work = (np.mean([getattr(c, k) for c in curves], axis=0) for k in ("queries", "work"))
     return (
         float(queries[i - 1] + share * (queries[i] - queries[i - 1])),
@@ -76,77 +80,122 @@ def reaches(curves: Sequence[Curve], level: float) -> tuple[float, float] | None
     )
 
 
-def write(runs: Path) -> None:
-    """docs/evidence.md's table and the curves."""
-    done = {m: [t for t in reported(m, runs) if t.summary(runs)] for m in METHODS}
-    done = {m: trials for m, trials in done.items() if trials}
+def write(results: Results, runs: Path) -> None:
+    """docs/evidence.md's table, the curves, and the pictures if their runs are still there."""
+    done = finished(METHODS, results)
     if not done:
-        raise SystemExit(f"{runs} has no finished method yet: run without --report first")
-    curves = {m: [curve(t, runs) for t in trials] for m, trials in done.items()}
-    text = (DOCS / "evidence.md").read_text(encoding="utf-8")
-    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-    body = f"{table(done, curves, runs)}\n\n![curves]({CURVES.name})"
-    (DOCS / "evidence.md").write_text(
-        f"{before}{MARKS[0]}\n{body}\n{MARKS[1]}{after}", encoding="utf-8"
-    )
+        raise SystemExit(f"{results.file} has no finished method yet: run without --report first")
+    curves = {m: [curve(r) for _, r in trials] for m, trials in done.items()}
+    file = DOCS / "evidence.md"
+    text = file.read_text(encoding="utf-8")
+    text = _between(text, "table", f"{table(done)}\n\n{costs(done, curves)}")
+    parts = finished([DEFAULT, *ABLATIONS], results)
+    if len(parts) > 1:
+        text = _between(text, "ablations", ablations(parts))
+    file.write_text(text, encoding="utf-8")
     plot(curves, CURVES)
+    sheet(done, runs, PICTURES)
 
 
-def table(done: dict[str, list[Trial]], curves: dict[str, list[Curve]], runs: Path) -> str:
-    """Markdown, a line for each method."""
-    level = None
-    if PEER in curves:
-        level = float(np.mean([c.judge[-1] for c in curves[PEER]]))
+def finished(methods: Iterable[str], results: Results) -> Done:
+    """The reported trials that have a result, of methods that have any."""
+    found = {m: [(t, results.of(t)) for t in reported(m, results)] for m in methods}
+    done = {m: [(t, r) for t, r in trials if r] for m, trials in found.items()}
+    return {m: trials for m, trials in done.items() if trials}
+
+
+def _between(text: str, mark: str, body: str) -> str:
+    before, rest = text.split(f"<!-- {mark} -->\n")
+    after = rest.split(f"<!-- /{mark} -->")[1]
+    return f"{before}<!-- {mark} -->\n{body}\n<!-- /{mark} -->{after}"
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def table(done: Done) -> str:
+    """What each method reaches after the whole budget."""
     heads = ["method", "setting", "seeds", "reward", "judged, training", "judged, unseen"]
-    heads += ["reward − judge", "pairwise", "Vendi", "UNet work", "minutes"]
-    heads += [f"queries to {PEER}'s end", f"UNet work to {PEER}'s end"]
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    heads += ["reward − judge", "pairwise", "Vendi"]
+    rows = []
     for method, trials in done.items():
-        summaries = [t.summary(runs) or {} for t in trials]
-        setting = ", ".join(f"{k.split('.')[-1]} {v:g}" for k, v in trials[0].setting)
-        there = reaches(curves[method], level) if level is not None else None
-        cells = [method, setting, str(len(trials)), *figures(summaries)]
-        cells += [
-            f"{np.mean([c.work[-1] for c in curves[method]]) / 1e3:,.0f} k",
-            f"{np.mean([s['seconds'] for s in summaries]) / 60:.1f}",
-            *(("–", "–") if there is None else (f"{there[0]:,.0f}", f"{there[1] / 1e3:,.0f} k")),
+        setting = ", ".join(f"{k.split('.')[-1]} {v:g}" for k, v in trials[0][0].setting)
+        rows.append([method, setting, str(len(trials)), *figures([r for _, r in trials])])
+    # All methods begin with the same model and the same evaluations.
+    base = figures([r for _, r in next(iter(done.values()))], "before")
+    return markdown(heads, [["before", "", "", *base], *rows])
+
+
+def ablations(done: Done) -> str:
+    """What becomes of the default with one part changed: differences on the same seeds."""
+    heads = ["instead", "seeds", "reward", "judged, training", "judged, unseen", "pairwise"]
+    heads += ["UNet work"]
+    whole = {t.seed: r for t, r in done[DEFAULT]}
+    rows = []
+    for name, trials in done.items():
+        pairs = [(r, whole[t.seed]) for t, r in trials if t.seed in whole]
+        cells = []
+        for form, scale, value in (
+            ("{:+.3f} ± {:.3f}", 1, lambda r: r["reward"]["after"]),
+            ("{:+.1f} ± {:.1f}", 100, lambda r: r["judge"]["train"]["after"]),
+            ("{:+.1f} ± {:.1f}", 100, lambda r: r["judge"]["heldout"]["after"]),
+            ("{:+.3f} ± {:.3f}", 1, lambda r: r["diversity"]["pairwise"]["after"]),
+        ):
+            own = [scale * value(r) for r, _ in pairs]
+            off = [scale * (value(r) - value(base)) for r, base in pairs]
+            shown = form.replace("+", "") if name == DEFAULT else form
+            cells.append(shown.format(*interval(own if name == DEFAULT else off)))
+        work = np.mean([curve(r).work[-1] for r, _ in pairs])
+        rows.append([name, str(len(pairs)), *cells, f"{work / 1e3:,.0f} k"])
+    return markdown(heads, rows)
+
+
+def costs(done: Done, curves: dict[str, list[Curve]]) -> str:
+    """What each method costs, whole and until it stands where the peer ends."""
+    heads = ["method", "UNet work", "minutes", f"queries to {PEER}'s reward", "UNet work"]
+    heads += [f"queries to {PEER}'s judged alignment", "UNet work"]
+    levels = (
+        {w: float(np.mean([getattr(c, w)[-1] for c in curves[PEER]])) for w in WHAT}
+        if (PEER in curves)
+        else {}
+    )
+    rows = []
+    for method, trials in done.items():
+        own = curves[method]
+        seconds = np.mean([r["seconds"] for _, r in trials])
+        cells = [
+            method,
+            f"{np.mean([c.work[-1] for c in own]) / 1e3:,.0f} k",
+            f"{seconds / 60:.1f}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        for what in WHAT:
+            there = reaches(own, what, levels[what]) if levels else None
+            cells += (
+                ["–", "–"] if there is None else [f"{there[0]:,.0f}", f"{there[1] / 1e3:,.1f} k"]
+            )
+        rows.append(cells)
+    return markdown(heads, rows)
 
 
-def figures(summaries: Sequence[dict[str, Any]]) -> list[str]:
+def figures(results: Sequence[dict[str, Any]], when: str = "after") -> list[str]:
     """Reward, judge on both sets, how much further the reward rose than the judge, diversity."""
 
-    def change(first: float, last: float, scale: float = 100) -> float:
-        return scale * (last - first)
+    def rise(pair: dict[str, float]) -> float:
+        return 100 * (pair[when] - pair["before"])
 
-    rows = []
-    for s in summaries:
-        reward, judge, unseen = s["reward"], s["judge"]["train"], s["judge"]["heldout"]
-        rise, seen = change(**_ends(reward)), change(**_ends(judge))
-        rows.append(
-            {
-                "reward": reward["after"],
-                "judge": 100 * judge["after"],
-                "unseen": 100 * unseen["after"],
-                "gap": rise - seen,
-                "pairwise": s["diversity"]["pairwise"]["after"],
-                "vendi": s["diversity"]["vendi"]["after"],
-            }
-        )
-    cells = []
-    for key, form in (
-        *(("reward", "{:.3f} ± {:.3f}"), ("judge", "{:.1f} ± {:.1f} %")),
-        *(("unseen", "{:.1f} ± {:.1f} %"), ("gap", "{:+.1f} ± {:.1f}")),
-        *(("pairwise", "{:.3f} ± {:.3f}"), ("vendi", "{:.2f} ± {:.2f}")),
-    ):
-        cells.append(form.format(*interval([row[key] for row in rows])))
-    return cells
-
-
-def _ends(pair: dict[str, float]) -> dict[str, float]:
-    return {"first": pair["before"], "last": pair["after"]}
+    gaps = [rise(r["reward"]) - rise(r["judge"]["train"]) for r in results]
+    forms = {
+        "reward": ("{:.3f} ± {:.3f}", [r["reward"][when] for r in results]),
+        "judge": ("{:.1f} ± {:.1f} %", [100 * r["judge"]["train"][when] for r in results]),
+        "unseen": ("{:.1f} ± {:.1f} %", [100 * r["judge"]["heldout"][when] for r in results]),
+        "gap": ("{:+.1f} ± {:.1f}", gaps),
+        "pairwise": ("{:.3f} ± {:.3f}", [r["diversity"]["pairwise"][when] for r in results]),
+        "vendi": ("{:.2f} ± {:.2f}", [r["diversity"]["vendi"][when] for r in results]),
+    }
+    return [form.format(*interval(values)) for form, values in forms.values()]
 
 
 def plot(curves: dict[str, list[Curve]], file: Path) -> None:

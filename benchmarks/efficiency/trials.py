@@ -1,7 +1,12 @@
-"""The trials of the comparison, and running them side by side, one core each."""
+"""The trials of the comparison, running them side by side, one core each, and their results.
+
+A finished run leaves a line in `results.jsonl`, from which the report is written; the run's folder
+can go then. A line whose settings are no longer the declared ones does not count.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -21,11 +26,17 @@ from tqdm import tqdm
 HERE = Path(__file__).parent
 DECLARED = yaml.safe_load((HERE / "methods.yaml").read_text(encoding="utf-8"))
 METHODS: dict[str, dict[str, Any]] = DECLARED["methods"]
+DEFAULT: str = DECLARED["default"]
+ABLATIONS: dict[str, dict[str, Any]] = DECLARED["ablations"]
+BASE = HERE / "base.yaml"
+RESULTS = HERE / "results.jsonl"
+KEPT = ("reward", "judge", "diversity", "seconds")  # of a run's summary
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of the command: a method at one setting, with one seed."""
+    """One run of the command: a method, or an ablation of the default, at one setting, with one
+    seed."""
 
     method: str
     setting: tuple[tuple[str, Any], ...]
@@ -41,28 +52,77 @@ class Trial:
         )
         return f"{plain.replace('=', '')}-s{self.seed}"
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What of the configuration is the trial's own."""
+        method = DEFAULT if self.method in ABLATIONS else self.method
+        own = {**METHODS[method]["fixed"], **dict(self.setting), "seed": self.seed}
+        own |= ABLATIONS.get(self.method, {})
+        return own | (DECLARED["tuning_fields"] if self.seed in DECLARED["tuning_seeds"] else {})
+
     def command(self, runs: Path, more: Iterable[str]) -> list[str]:
         """The command line of the run."""
-        fields = {**METHODS[self.method]["fixed"], **dict(self.setting)}
-        if self.seed in DECLARED["tuning_seeds"]:
-            fields |= DECLARED["tuning_fields"]
-        preset = fields.pop("preset")
         return [
-            *(sys.executable, "-m", "b2ray.run", f"--config={HERE / 'base.yaml'}"),
-            *(f"--preset={preset}", f"--runs={runs}", f"--name={self.name}", f"--seed={self.seed}"),
-            *(f"--{key}={value}" for key, value in fields.items()),
+            *(sys.executable, "-m", "b2ray.run", f"--config={BASE}"),
+            *(f"--runs={runs}", f"--name={self.name}"),
+            *(f"--{key}={_shown(value)}" for key, value in self.fields.items()),
             *more,
         ]
 
-    def summary(self, runs: Path) -> dict[str, Any] | None:
-        """What the finished run says of itself; None before."""
-        file = runs / self.name / "summary.json"
-        return json.loads(file.read_text()) if file.exists() else None
+    def digest(self, more: Iterable[str]) -> str:
+        """Tells a result of other settings."""
+        settled = [BASE.read_text(encoding="utf-8"), self.fields, list(more)]
+        return hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()[:12]
 
-    def lines(self, runs: Path) -> list[dict[str, Any]]:
-        """Its figures, stage by stage."""
-        text = (runs / self.name / "metrics.jsonl").read_text()
-        return [json.loads(line) for line in text.splitlines()]
+    def result(self, runs: Path, more: Iterable[str]) -> dict[str, Any] | None:
+        """What the finished run found; None before."""
+        folder = runs / self.name
+        if not (folder / "summary.json").exists():
+            return None
+        summary = json.loads((folder / "summary.json").read_text())
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return {
+            "name": self.name,
+            "digest": self.digest(more),
+            "points": [_point(line) for line in lines if "heldout/judge" in line],
+            **{key: summary[key] for key in KEPT},
+        }
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, list | dict) else str(value)
+
+
+def _point(line: Mapping[str, Any]) -> dict[str, float]:
+    """An evaluation on fixed seeds, and what it had cost until then."""
+    spent = {key: line.get(f"cost/{key}", 0.0) for key in ("reward_queries", "unet_evals")}
+    spent["unet_backwards"] = line.get("cost/unet_backwards", 0.0)
+    return {**spent, "reward": line["eval/train/reward"], "judge": line["heldout/judge"]}
+
+
+class Results:
+    """What finished trials found, by a file that is added to."""
+
+    def __init__(self, file: Path, more: Iterable[str] = ()) -> None:
+        self.file, self.more = file, list(more)
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        self.known = {r["name"]: r for r in map(json.loads, text.splitlines())}
+        self._lock = threading.Lock()
+
+    def of(self, trial: Trial) -> dict[str, Any] | None:
+        """The result of a trial as it is declared now; None if there is none."""
+        found = self.known.get(trial.name)
+        return found if found and found["digest"] == trial.digest(self.more) else None
+
+    def take(self, trial: Trial, runs: Path) -> dict[str, Any] | None:
+        """The result, also if its run is finished but not in the file yet."""
+        found = self.of(trial)
+        if found is None and (found := trial.result(runs, self.more)) is not None:
+            with self._lock:
+                self.known[trial.name] = found
+                lines = [json.dumps(r) for _, r in sorted(self.known.items())]
+                self.file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return found
 
 
 def settings(method: str) -> list[tuple[tuple[str, Any], ...]]:
@@ -76,31 +136,34 @@ def tuning(method: str) -> list[Trial]:
     return [Trial(method, s, seed) for s in settings(method) for seed in DECLARED["tuning_seeds"]]
 
 
-def best(method: str, runs: Path) -> tuple[tuple[str, Any], ...] | None:
+def best(method: str, results: Results) -> tuple[tuple[str, Any], ...] | None:
     """The setting with the highest judged alignment on training captions after the whole budget,
     averaged over the tuning seeds; None while a trial is missing."""
     found: dict[tuple[tuple[str, Any], ...], list[float]] = {}
     for trial in tuning(method):
-        summary = trial.summary(runs)
-        if summary is None:
+        result = results.of(trial)
+        if result is None:
             return None
-        found.setdefault(trial.setting, []).append(summary["judge"]["train"]["after"])
+        found.setdefault(trial.setting, []).append(result["judge"]["train"]["after"])
     return max(found, key=lambda s: sum(found[s]) / len(found[s]))
 
 
-def reported(method: str, runs: Path) -> list[Trial]:
-    """The trials of the table, once the method is tuned."""
-    setting = best(method, runs)
+def reported(method: str, results: Results) -> list[Trial]:
+    """The trials of the table, once the method, or the default for an ablation, is tuned."""
+    setting = best(DEFAULT if method in ABLATIONS else method, results)
     return [] if setting is None else [Trial(method, setting, s) for s in DECLARED["seeds"]]
 
 
-def run_all(trials: Iterable[Trial], runs: Path, jobs: int, more: list[str], what: str) -> None:
-    """Run what is not finished, several at a time; an unfinished run is resumed.
+def run_all(trials: Iterable[Trial], results: Results, runs: Path, jobs: int, what: str) -> None:
+    """Run what is not finished, several at a time; an unfinished run is resumed. With no jobs, only
+    take in what finished runs found.
 
     Raises:
         SystemExit: a run failed; its output is named.
     """
-    left = [t for t in trials if t.summary(runs) is None]
+    left = [t for t in trials if results.take(t, runs) is None]
+    if not left or not jobs:
+        return
     (runs / "logs").mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(left), desc=what, unit="run") as bar, _ray(jobs) as address:
         failed = threading.Event()
@@ -111,12 +174,12 @@ def run_all(trials: Iterable[Trial], runs: Path, jobs: int, more: list[str], wha
             log = runs / "logs" / f"{trial.name}.txt"
             with log.open("w") as output:
                 code = subprocess.run(
-                    trial.command(runs, more),
+                    trial.command(runs, results.more),
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env={**os.environ, "RAY_ADDRESS": address},
                 ).returncode
-            if code:
+            if code or results.take(trial, runs) is None:
                 failed.set()
                 raise SystemExit(f"{trial.name} ended with exit code {code}: {log}")
             bar.update()

@@ -31,6 +31,7 @@ def test_the_summary_holds_what_scripts_rely_on(runner: Runner, undisturbed: str
         for n, a, b in zip((2, 3, 4), metrics, metrics[1:], strict=False)
     )
     assert summary["unet_evals"] == sampled + learnt
+    assert metrics[-1]["cost/unet_backwards"] == learnt
     # No rewards tie here, so that every group trains on two leaves, as is planned.
     planned = plan_cost(config(runner.models))
     assert summary["unet_evals"] == planned.unet_evals

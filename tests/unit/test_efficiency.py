@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
-from efficiency.report import Curve, interval, reaches
-from efficiency.trials import DECLARED, METHODS, Trial, settings, tuning
+from efficiency.report import Curve, curve, interval, reaches
+from efficiency.trials import (
+    ABLATIONS,
+    DECLARED,
+    DEFAULT,
+    METHODS,
+    RESULTS,
+    Results,
+    Trial,
+    best,
+    reported,
+    settings,
+    tuning,
+)
 
 from b2ray.options import parse
+
+SEEDS = DECLARED["seeds"]
 
 
 def parsed(trial: Trial, tmp_path):
@@ -25,6 +41,20 @@ def test_every_setting_of_a_method_is_a_configuration(method, tmp_path):
             assert flat[section][field] == value
 
 
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_changes_the_default_and_nothing_else(name, tmp_path):
+    setting = settings(DEFAULT)[0]
+    base, other = (parsed(Trial(m, setting, 7), tmp_path).model_dump() for m in (DEFAULT, name))
+    changed = {
+        f"{section}.{field}"
+        for section, values in base.items()
+        if isinstance(values, dict)
+        for field, value in values.items()
+        if other[section][field] != value
+    }
+    assert changed == set(ABLATIONS[name])
+
+
 def test_all_methods_have_about_the_same_queries_and_as_many_trials(tmp_path):
     found = [parsed(tuning(m)[0], tmp_path) for m in METHODS]
     queries = [c.curriculum.stages * c.groups * c.branching.branches for c in found]
@@ -36,6 +66,7 @@ def test_all_methods_have_about_the_same_queries_and_as_many_trials(tmp_path):
 
 def test_every_trial_has_a_folder_of_its_own():
     trials = [t for m in METHODS for t in tuning(m)]
+    trials += [Trial(name, settings(DEFAULT)[0], 0) for name in (DEFAULT, *ABLATIONS)]
     assert len({t.name for t in trials}) == len(trials)
 
 
@@ -45,13 +76,73 @@ def test_an_interval_is_students():
     assert np.isnan(interval([1.0])[1])
 
 
-def curve(*judge: float) -> Curve:
+def points(*judge: float) -> Curve:
     queries = 100.0 * np.arange(len(judge))
     return Curve(queries, 10 * queries, np.zeros(len(judge)), np.array(judge))
 
 
 def test_a_level_is_reached_between_two_evaluations():
-    curves = [curve(0.2, 0.3, 0.5), curve(0.4, 0.5, 0.7)]  # means 0.3, 0.4, 0.6
-    assert reaches(curves, 0.5) == pytest.approx((150.0, 1500.0))
-    assert reaches(curves, 0.3) == (0.0, 0.0)
-    assert reaches(curves, 0.7) is None
+    curves = [points(0.2, 0.3, 0.5), points(0.4, 0.5, 0.7)]  # means 0.3, 0.4, 0.6
+    assert reaches(curves, "judge", 0.5) == pytest.approx((150.0, 1500.0))
+    assert reaches(curves, "judge", 0.3) == (0.0, 0.0)
+    assert reaches(curves, "judge", 0.7) is None
+    assert reaches(curves, "reward", 0.1) is None
+
+
+def finished(trial: Trial, runs, judge: float) -> None:
+    """The folder of a run that has ended."""
+    folder = runs / trial.name
+    folder.mkdir()
+    pair = {"before": 0.3, "after": judge}
+    summary = {"reward": pair, "judge": {"train": pair, "heldout": pair}, "seconds": 60.0}
+    summary["diversity"] = {"pairwise": pair, "vendi": pair}
+    lines = [
+        {"eval/train/reward": 0.4, "heldout/judge": 0.3},
+        {"cost/reward_queries": 64},
+        {
+            **{"cost/reward_queries": 128, "cost/unet_evals": 1000, "cost/unet_backwards": 300},
+            **{"eval/train/reward": 0.5, "heldout/judge": judge},
+        },
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def test_a_finished_run_is_a_curve(tmp_path):
+    trial = tuning("DDPO-IS")[0]
+    assert trial.result(tmp_path, []) is None
+    finished(trial, tmp_path, 0.5)
+    found = curve(trial.result(tmp_path, []))
+    assert found.queries.tolist() == [0, 128] and found.work.tolist() == [0, 1600]
+    assert found.reward.tolist() == [0.4, 0.5] and found.judge.tolist() == [0.3, 0.5]
+
+
+def test_results_outlive_their_runs_until_the_settings_change(tmp_path, monkeypatch):
+    file, trials = tmp_path / "results.jsonl", tuning("DDPO-IS")
+    for trial in trials[1:]:
+        finished(trial, tmp_path, 0.6 if trial.setting == trials[2].setting else 0.4)
+    results = Results(file)
+    assert [results.take(t, tmp_path) is None for t in trials] == [True] + [False] * 7
+    assert reported("DDPO-IS", results) == []  # one trial is missing
+    finished(trials[0], tmp_path, 0.5)
+    results.take(trials[0], tmp_path)
+
+    again = Results(file)
+    assert again.known == results.known and len(again.known) == 8
+    # The mean over the tuning seeds decides, not the best single run.
+    assert best("DDPO-IS", again) == trials[2].setting
+    assert {t.seed for t in reported("DDPO-IS", again)} == set(DECLARED["seeds"])
+    assert Results(file, ["--curriculum.stages=1"]).of(trials[0]) is None
+    monkeypatch.setitem(METHODS["DDPO-IS"]["fixed"], "learner.batch", 99)
+    assert again.of(trials[0]) is None
+
+
+def test_committed_results_are_of_declared_trials():
+    results, names = Results(RESULTS), set()
+    for method in METHODS:
+        trials = [*tuning(method), *(Trial(method, s, n) for s in settings(method) for n in SEEDS)]
+        names |= {t.name for t in trials if results.of(t)}
+    for name in ABLATIONS:
+        trials = [Trial(name, s, n) for s in settings(DEFAULT) for n in SEEDS]
+        names |= {t.name for t in trials if results.of(t)}
+    assert names == set(results.known)

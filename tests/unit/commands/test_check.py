@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from b2ray.actors.worker import Memory
-from b2ray.commands.check import GIB, _drift, _memory, _rewards
+from b2ray.commands.check import GIB, Finding, _drift, _memory, _rewards, _show
 from tests.models import config
 
 
@@ -46,3 +46,13 @@ def test_a_reward_that_says_the_same_of_all_is_no_reward(models):
     assert flat.sound is False
     (sound,) = _rewards(config(models), {"clip": np.array([[0.0, 1.0, 2.0]] * 2)})
     assert sound.sound is True and "std 0.816 within a group" in sound.found
+
+
+def test_what_is_shown_is_whole(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    numbers = ", ".join(f"0.{n:04d}" for n in range(30))
+    words = f"step_weights: [{numbers}], a_name_that_is_wider_than_the_terminal_{'x' * 80}, [bold]"
+    _show([Finding("step weights", words)], as_json=False)
+    shown = capsys.readouterr().out
+    assert max(len(line) for line in shown.splitlines()) <= 60
+    assert words.replace(" ", "") in "".join(shown.split())

@@ -95,7 +95,7 @@ def test_demonstrations_become_likelier_than_the_own(updater, halves):
 
 
 def likelihood(learner: Updater, selected: Sequence[Selected]) -> float:
-    micros = learner._microbatches(selected)
+    micros = learner._microbatches(learner._whole(selected))
     policy = learner.policy
     return sum(
         float(policy.log_prob(m.step, m.x, m.following, m.prompts).detach().sum()) for m in micros

@@ -14,7 +14,6 @@ from b2ray.objectives.densities import Densities
 from b2ray.objectives.dpo import dpo
 from b2ray.objectives.policy_gradient import policy_gradient
 from b2ray.objectives.ppo import ppo_clip
-from b2ray.objectives.rows import trained_steps
 from tests.unit.objectives.conftest import INTERVAL, ONE_STEP, PROMPTS_7, STEPS, gradients
 
 PAIRS = {
@@ -163,8 +162,3 @@ def test_trajectories_of_different_intervals_are_in_one_batch(updater, selected)
     torch.testing.assert_close(
         gradients(learner), torch.cat([g.flatten() for g in expected]), rtol=1e-3, atol=1e-7
     )
-
-
-def test_only_wide_steps_of_the_interval_are_trained():
-    assert trained_steps(3, [True, True, False, True, False]) == [3]
-    assert trained_steps(9, [True, True]) == [0, 1]

@@ -8,6 +8,7 @@ import torch
 
 from b2ray.diffusion.trajectory import from_wire
 from b2ray.objectives.rows import rows_of
+from b2ray.objectives.steps import Drawn
 from tests.unit.objectives.conftest import INTERVAL, ONE_STEP, STEPS, gradients, seen_steps
 
 
@@ -33,6 +34,16 @@ def test_steps_weigh_alike_unless_asked(updater, selected):
     plain = updater(**ONE_STEP)
     plain.update(0, selected)
     assert not torch.allclose(found, gradients(plain), rtol=1e-2)
+
+
+def test_weights_by_noise_are_the_list_of_how_far_it_moves_the_picture(updater, selected):
+    """Noise of a step's sigma in x_t' = sqrt(a_t') x0 + …, over sqrt(a_t')."""
+    table = updater().policy.schedule
+    reach = [float(s) / float(a) ** 0.5 for s, a in zip(table.sigma, table.alpha_next, strict=True)]
+    assert reach == sorted(reach, reverse=True)
+    by_list = gradients_with(updater, selected, step_weights=reach)
+    by_name = gradients_with(updater, selected, step_weights="noise")
+    torch.testing.assert_close(by_name, by_list)
 
 
 def gradients_with(updater, selected, **objective: object) -> torch.Tensor:
@@ -67,7 +78,8 @@ def test_a_step_without_weight_is_left_out_unless_something_holds_it(updater, se
 
 
 def test_steps_can_be_weighed_by_how_far_they_move_the_latents(selected):
-    rows = rows_of(selected[:2], [True] * STEPS, None, torch.device("cpu"))
+    whole = Drawn.all_of(range(STEPS - INTERVAL, STEPS))
+    rows = rows_of([(s, whole) for s in selected[:2]], STEPS, None, torch.device("cpu"))
     for j, chosen in enumerate(selected[:2]):
         latents = from_wire(chosen.fetch().latents)
         moved = ((latents[1:] - latents[:-1]) ** 2).mean((1, 2, 3))

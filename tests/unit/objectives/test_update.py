@@ -163,7 +163,7 @@ def test_restoring_the_start_forgets_the_moments(updater, selected, first_weight
 
 def test_an_empty_selection_updates_nothing(updater, first_weights):  # defect 1
     learner = updater()
-    assert learner.update(0, []) == {"policy/updates": 0.0}
+    assert learner.update(0, []) == {"policy/updates": 0.0, "policy/rows": 0.0}
     assert weights(learner) == digest(first_weights)
     assert learner.optimizer_state() == {}
 
