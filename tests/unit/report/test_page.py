@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from b2ray.config import Config
-from b2ray.report import FILE, try_to_write, write
+from b2ray.report import FILE, try_to_write, words, write
 from b2ray.report.images import BRANCHED, COMPARED, PAIRS
 from b2ray.report.page import page, stamp
+from b2ray.report.record import Record
 from tests.unit.report.runs import event, settings, write_run
 
 VOID = {"meta", "link", "img", "br", "input"}
@@ -104,9 +105,10 @@ def test_the_verdict_is_a_line(finished):
     ],
 )
 def test_the_verdict_goes_by_the_same_seeds(tmp_path, rises, judged, said, warned):
-    found = read(settings(tmp_path), rises=rises, judged=judged)
-    assert said in found.text("p", class_="verdict")
-    assert bool(found.all("p", class_="warning")) == warned
+    config = settings(tmp_path)
+    record = Record.read(write_run(config, rises=rises, judged=judged).path, config)
+    assert said in words.verdict(record)
+    assert bool(words.warning(record)) == warned
 
 
 def test_it_needs_nothing_else(finished):
@@ -195,10 +197,11 @@ def test_the_configuration_and_the_command_are_there(finished):
     assert "curriculum: stages: 6" in configuration and "max_ratio_drift" in configuration
 
 
-@pytest.mark.parametrize("done", [0, 1, 3, 5])
+@pytest.mark.parametrize("done", [0, 1, 3])
 def test_a_run_that_goes_on_is_shown_as_far_as_it_is(tmp_path, done):
     found = read(settings(tmp_path), done=done)
     said = found.text("p", class_="verdict")
+    assert not found.all("p", class_="warning")
     begun = f"After {done} of 6 stages the reward rose from" if done > 1 else f"{done} of 6 stages"
     assert said.startswith(begun)
 
@@ -300,7 +303,7 @@ def test_a_page_that_is_served_looks_for_news_while_there_may_be_some(tmp_path):
     before = stamp(folder.path)
     folder.append_event(event("died", 1.0))
     assert stamp(folder.path) != before
-    other = settings(tmp_path, name="done")
+    other = settings(tmp_path, name="done", curriculum={"stages": 1})
     assert "<script>" not in page(write_run(other).path, other, live=True)
 
 
