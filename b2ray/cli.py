@@ -14,6 +14,8 @@ COMMANDS = {
     "check": ("b2ray.commands.check", "look a configuration over before it is run"),
     "sample": ("b2ray.commands.sample", "draw pictures with and without a run's LoRA"),
     "export": ("b2ray.commands.export", "write a run's LoRA for diffusers, ComfyUI, AUTOMATIC1111"),
+    "report": ("b2ray.commands.report", "write a run's page: figures, pictures, branch trees"),
+    "watch": ("b2ray.commands.watch", "serve a run's page while the run goes on"),
     "shapes build": ("b2ray.shapes.build.__main__", "train the embedded model from scratch"),
 }
 USAGE = "usage: b2ray COMMAND …\n\n{}\n\nb2ray COMMAND --help says more.\n".format(

@@ -189,7 +189,8 @@ class Crew:
     def _plan(self, units: Sequence[WorkUnit], progress: Callable[[int], Any]) -> Rollout:
         self._sample_from(units[0].version)
         names = [r.name for r in self.config.rewards]
-        return self._ready(units, units[0].fork, names, progress=progress)
+        trees = self.config.evaluation.trees if self.config.branching.branches > 1 else 0
+        return self._ready(units, units[0].fork, names, trees=trees, progress=progress)
 
     def _ready(
         self, units: Sequence[WorkUnit], fork: int, names: Sequence[str], **more: Any

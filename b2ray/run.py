@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from b2ray import report
 from b2ray.branching import WorkUnit, advantages, select, spread, work_units
 from b2ray.checks import check_files
 from b2ray.config import Config
@@ -78,8 +79,9 @@ def _run(config: Config, prompts: PromptSets, folder: RunFolder) -> int:
             file=sys.stderr,
         )
         if not log.closed:  # its process died between the summary and MLflow's last figures
+            report.try_to_write(folder.path, config)
             log.finish("FINISHED", config.model.path)
-        closing_table(folder.summary())
+        closing_table(folder.summary(), folder.path / report.FILE)
         return EXIT_DONE
     status = "FAILED"
     try:
@@ -104,8 +106,10 @@ def _run(config: Config, prompts: PromptSets, folder: RunFolder) -> int:
         )
         return EXIT_WORKER
     finally:
+        if folder.metrics():
+            report.try_to_write(folder.path, config)
         log.finish(status, config.model.path if status == "FINISHED" else None)
-    closing_table(summary)
+    closing_table(summary, folder.path / report.FILE)
     return EXIT_DONE
 
 
@@ -217,6 +221,7 @@ class Run:
         window = state.window.with_stage(prompts, rewards)
         advantage = advantages(rewards, prompts, window, config.advantage)
         chosen = select(rewards, advantage, config.selection)
+        self.recorder.keep_trees(state.stage + 1, n, rollout, rewards, advantage, chosen)
         selected = [
             (prompts[g], float(advantage[g, k]), (g, k)) for g, k in np.argwhere(chosen).tolist()
         ]

@@ -16,6 +16,7 @@ from b2ray.demonstrations import fitted
 from b2ray.diffusion.lora_file import State
 from b2ray.diffusion.noise import INITIAL, PREFIX, normal
 from b2ray.diffusion.trajectory import Prefix, Trajectory, from_wire, to_wire
+from b2ray.trees import FORK, small
 
 if TYPE_CHECKING:
     import torch
@@ -86,8 +87,12 @@ class Sampler(Worker):
         high: int,
         record: bool,
         decode: bool = True,
+        trees: int = 0,
     ) -> tuple[Any, ...]:
         """The unit's leaves low .. high - 1 from the fork to pictures, in one batch.
+
+        Args:
+            trees: of how many of the unit's first groups the receipt has small pictures.
 
         Returns:
             The receipt, the pictures (uint8, (B, height, width, 3); None if they are not to be
@@ -106,11 +111,13 @@ class Sampler(Worker):
             lambda step: self._noise(unit, leaves, step + 1),
         )
         pictures = self.policy.decode(rollout.latents[:, -1]) if decode else None
-        size = {"picture_bytes": 0 if pictures is None else pictures.nbytes}
+        values: dict[str, Any] = {"picture_bytes": 0 if pictures is None else pictures.nbytes}
+        if pictures is not None and trees:
+            values["small"] = self._small(rollout, rows, pictures, trees)
         if not record:
-            return self._done(began, evals, **size), pictures
-        trajectories, size["bytes"] = self._trajectories(rollout)
-        return self._done(began, evals, **size), pictures, *trajectories
+            return self._done(began, evals, **values), pictures
+        trajectories, values["bytes"] = self._trajectories(rollout)
+        return self._done(began, evals, **values), pictures, *trajectories
 
     @guarded("encoding demonstrations")
     def encode_demonstrations(
@@ -160,6 +167,22 @@ class Sampler(Worker):
             lambda step: self._noise(unit, leaves, step + 1),
         )
         return rollout.latents
+
+    def _small(
+        self, rollout: Rollout, rows: list[tuple[int, int]], pictures: np.ndarray, trees: int
+    ) -> dict[tuple[int, int], bytes]:
+        """Small pictures of the first groups, by (position of the group, branch or `FORK`).
+
+        What the first step of the branches predicted is the prefix's image: no UNet call more.
+        """
+        wanted = [(row, g, k) for row, (g, k) in enumerate(rows) if g < trees]
+        found = {(g, k): small(pictures[row]) for row, g, k in wanted}
+        firsts = [(row, g) for row, g, k in wanted if k == 0]
+        if firsts and rollout.predicted is not None:
+            seen = self.policy.decode(rollout.predicted[[row for row, _ in firsts]])
+            for (_, g), picture in zip(firsts, seen, strict=True):
+                found[g, FORK] = small(picture)
+        return found
 
     def _trajectories(self, rollout: Rollout) -> tuple[list[Trajectory], int]:
         """What was rolled out, one by one, and its bytes."""

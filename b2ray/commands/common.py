@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message} ({self.prog} --help lists all options)")
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
+def add_run(parser: argparse.ArgumentParser, stages: bool = True) -> None:
     """The arguments that say which run, and which of its stages."""
     parser.add_argument("run", metavar="RUN", help="a run's name, or its folder")
     parser.add_argument(
@@ -32,6 +32,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where names are looked up",
     )
+    if not stages:
+        return
     parser.add_argument(
         "--stage",
         type=int,

@@ -70,5 +70,8 @@ class Evaluation(Section):
     """Pictures per denoising call."""
     previews: int = Field(8, ge=0)
     """Pictures of each evaluation that are kept and shown."""
+    trees: int = Field(2, ge=0)
+    """Groups of each stage whose branches are kept in small pictures, for the run's page: the image
+    that the prefix foresees, the leaves, and what they got (0: none)."""
     heldout_rewards: tuple[Reward, ...] = ()
     """Rewards that are measured and never trained on."""

@@ -28,10 +28,12 @@ class Rollout:
     Attributes:
         latents: x at t_first .. t_last, shape (B, last - first + 1, C, H, W), the policy's dtype.
         log_probs: density of each step as sampled, shape (B, last - first), float32.
+        predicted: x0 as the model saw it at t_first, (B, C, H, W), float32; None without steps.
     """
 
     latents: torch.Tensor
     log_probs: torch.Tensor
+    predicted: torch.Tensor | None = None
 
 
 class Policy:
@@ -144,17 +146,20 @@ class Policy:
             ValueError: the latents are not finite: the model overflows in its precision.
         """
         x = x.to(self.device, self.dtype)
-        latents, log_probs = [x], []
+        latents, log_probs, predicted = [x], [], None
         for step in range(first, last):
             i = torch.full((len(x),), step, dtype=torch.int64, device=self.device)
             output = self.predict(i, x, prompts)
+            if step == first:
+                predicted, _ = self.schedule.predicted_image(i, x, output)
             draw = torch.from_numpy(noise(step)).to(self.device)
             x, log_prob = self.schedule.step(i, x, output, draw)
             latents.append(x)
             log_probs.append(log_prob)
         self._refuse_overflow(x, "latents")
         none = torch.empty(len(x), 0, device=self.device)
-        return Rollout(torch.stack(latents, 1), torch.stack(log_probs, 1) if log_probs else none)
+        densities = torch.stack(log_probs, 1) if log_probs else none
+        return Rollout(torch.stack(latents, 1), densities, predicted)
 
     @torch.no_grad()
     def demonstrate(

@@ -52,6 +52,7 @@ class Rollout:
         keep_pictures: of how many leaves at the beginning pictures are kept.
         kept: by unit index, refs of its groups' prefixes where they are there already; refs of the
             driver's own, which no node takes along.
+        trees: of how many groups at the beginning small pictures are kept.
         progress: called with the number of leaves that have all their scores, or need none.
 
     Attributes:
@@ -59,6 +60,7 @@ class Rollout:
         scores: by reward, then leaf; see `reward_table`.
         trajectories: leaf -> ref, if recorded.
         pictures: (unit index, first leaf) -> the pictures of the ranges to be kept.
+        small: (group over all units, branch or `trees.FORK`) -> a small picture's file.
         apart: of a demonstration's leaf, how far the policy is from it (`Policy.demonstrate`).
         prefixes_made: that serve in other stages too.
         began: when the first call was handed out; before that None.
@@ -76,17 +78,19 @@ class Rollout:
         embed: bool = False,
         keep_pictures: int = 0,
         kept: Mapping[int, Sequence[Any]] = MappingProxyType({}),
+        trees: int = 0,
         progress: Callable[[int], Any] = lambda _: None,
     ) -> None:
         self.units, self.batch, self.rewards = units, branch_batch, list(rewards)
         self.version = units[0].version
         self.record, self.embed, self.keep_pictures = record, embed, keep_pictures
-        self.progress = progress
+        self.progress, self.trees = progress, trees
         self._kept = kept
         self.scores: dict[str, dict[Leaf, float]] = defaultdict(dict)
         self.trajectories: dict[Leaf, Any] = {}
         self.apart: dict[Leaf, float] = {}
         self.pictures: dict[tuple[int, int], np.ndarray] = {}
+        self.small: dict[tuple[int, int], bytes] = {}
         self.unet_evals = 0
         self.prefixes_made = 0
         self.seconds = 0.0
@@ -182,6 +186,9 @@ class Rollout:
             method, doing = "denoise_branches", "denoising"
             pictures = bool(self._roles_left.get((index, low))) or self._is_kept(unit, low)
             args += (self.record, pictures)
+            trees = self.trees - self._first_group(unit)
+            if pictures and low < trees * unit.branches:
+                args += (trees,)
         results = 2 + (high - low if self.record else 0)
         doing = f"{doing} leaves {low}-{high - 1} of {_name(unit)}"
         return Call("sampler", method, args, results, doing, unit, (low, high))
@@ -189,6 +196,10 @@ class Rollout:
     def _is_kept(self, unit: WorkUnit, low: int) -> bool:
         """Whether the pictures of a range are kept."""
         return low + self._before[unit.index] < self.keep_pictures
+
+    def _first_group(self, unit: WorkUnit) -> int:
+        """Groups in earlier units."""
+        return self._before[unit.index] // unit.branches
 
     def _score(self, role: str) -> Call:
         (unit, low, high), pictures = self._unscored[role].popleft()
@@ -216,6 +227,8 @@ class Rollout:
             self._bytes["branches", unit.index, low] = size
             for leaf, apart in enumerate(receipt.values.get("apart", ()), low):
                 self.apart[unit.index, leaf] = apart
+            for (group, branch), picture in receipt.values.get("small", {}).items():
+                self.small[self._first_group(unit) + group, branch] = picture
             self._take_branches((unit, low, high), results)
         else:
             self._take_scores(call.role, (unit, low, high), receipt)

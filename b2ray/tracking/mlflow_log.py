@@ -131,7 +131,8 @@ class MlflowLog:
 
     def _finish(self, status: str, base_model: str | None) -> None:
         client, run_id = self._client(), self._run()
-        for file in (self.folder.path / "config.yaml", self.folder.summary_file):
+        path = self.folder.path
+        for file in (path / "config.yaml", self.folder.summary_file, path / "report.html"):
             if file.exists():
                 client.log_artifact(run_id, str(file))
         if base_model is not None and _is_file(base_model):

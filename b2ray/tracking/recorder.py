@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from b2ray import trees
 from b2ray.branching import RewardWindow
 from b2ray.config import Config
 from b2ray.cost import plan_cost
@@ -19,6 +20,7 @@ from b2ray.demonstrations import too_small
 from b2ray.diffusion import lora_file
 from b2ray.discretion import masked
 from b2ray.evaluation import Evaluated, overtaken
+from b2ray.fleet.rollout import Rollout
 from b2ray.fleet.roster import Event
 from b2ray.prompts import PromptSets
 from b2ray.tracking.folder import RunFolder, RunState, write_atomically
@@ -98,6 +100,45 @@ class Recorder:
         done = self._commit(crew, following, figures)
         self.progress.stage_done()
         return done
+
+    def keep_trees(
+        self,
+        stage: int,
+        interval: int,
+        rollout: Rollout,
+        rewards: np.ndarray,
+        advantage: np.ndarray,
+        chosen: np.ndarray,
+    ) -> None:
+        """Keep small pictures of the first groups with what their leaves got; never fails.
+
+        Args:
+            stage: the stage that this makes.
+            interval: n.
+            rewards, advantage, chosen: of all leaves, each of shape (G, K).
+        """
+        groups = [group for unit in rollout.units for group in unit.groups]
+        tables = {r.name: rollout.reward_table(r.name) for r in self.config.rewards}
+        found = []
+        for g in range(min(rollout.trees, len(groups))):
+            leaves = tuple(
+                trees.Leaf(
+                    rollout.small[g, k],
+                    float(rewards[g, k]),
+                    {name: float(table[g, k]) for name, table in tables.items()},
+                    float(advantage[g, k]),
+                    bool(chosen[g, k]),
+                )
+                for k in range(rewards.shape[1])
+            )
+            fork = rollout.small[g, trees.FORK]
+            found.append(trees.Tree(groups[g].prompt, interval, fork, leaves))
+        if not found:
+            return
+        try:
+            trees.save(self.folder.path, stage, found)
+        except OSError as error:
+            self.line(f"warning: the branch trees of stage {stage} cannot be kept: {error}")
 
     def finish(self, crew: Crew) -> dict[str, Any]:
         """The LoRA as a file, the pictures side by side, and the summary, which ends the run."""

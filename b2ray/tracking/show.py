@@ -112,8 +112,12 @@ def save_png(image: Image.Image, file: Path) -> None:
     part.replace(file)
 
 
-def closing_table(summary: dict[str, Any]) -> None:
-    """The short table at the end of a run."""
+def closing_table(summary: dict[str, Any], page: Path | None = None) -> None:
+    """The short table at the end of a run, and where its files are.
+
+    Args:
+        page: the run's page, which may be missing.
+    """
     table = Table(title=f"{summary['name']}: before and after", title_justify="left")
     for column, justify in (("", "left"), ("before", "right"), ("after", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
@@ -133,7 +137,8 @@ def closing_table(summary: dict[str, Any]) -> None:
         f"{summary['reward_queries']:,} reward queries, {summary['unet_evals']:,} UNet evaluations,"
         f" {summary['seconds']:.0f} s"
     )
-    for what, where in summary["files"].items():
+    files = {**summary["files"], **({"page": page} if page and page.exists() else {})}
+    for what, where in files.items():
         console.print(f"{what:9} {where}", soft_wrap=True, highlight=False)
 
 

@@ -41,7 +41,7 @@ def find_trained(run: str, runs: str, stage: int | None = None) -> Trained:
     Raises:
         ConfigError: there is no such run or stage, or its files cannot be read.
     """
-    path = _run_folder(run, runs)
+    path = run_folder(run, runs)
     config = validated(read_yaml(path / "config.yaml"))
     folder, last = RunFolder(path, config), config.curriculum.stages
     file = folder.lora / lora_file.FILE
@@ -60,7 +60,12 @@ def find_trained(run: str, runs: str, stage: int | None = None) -> Trained:
     return Trained(path, config, _load(checkpoints / f"stage-{stage:05d}" / lora_file.FILE), stage)
 
 
-def _run_folder(run: str, runs: str) -> Path:
+def run_folder(run: str, runs: str) -> Path:
+    """The folder of a run that is given by its folder, or by its name under `runs`.
+
+    Raises:
+        ConfigError: there is none.
+    """
     places = [Path(run).expanduser(), Path(runs).expanduser() / run]
     found = next((p for p in places if (p / "config.yaml").is_file()), None)
     if found is None:

@@ -26,11 +26,13 @@ def test_it_names_its_commands(command, capsys, words):
     assert command(*words) == EXIT_DONE
     shown = capsys.readouterr().out
     lines = [line.strip() for line in shown.splitlines()]
-    for name in ("run", "check", "sample", "export", "shapes build"):
+    for name in ("run", "check", "sample", "export", "report", "watch", "shapes build"):
         assert sum(line.startswith(f"{name}  ") for line in lines) == 1
 
 
-@pytest.mark.parametrize("name", ["run", "check", "sample", "export", "shapes build"])
+@pytest.mark.parametrize(
+    "name", ["run", "check", "sample", "export", "report", "watch", "shapes build"]
+)
 def test_every_command_has_help(command, capsys, name):
     with pytest.raises(SystemExit) as end:
         command(*name.split(), "--help")

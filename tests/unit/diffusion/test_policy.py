@@ -137,6 +137,16 @@ def test_no_prefix_is_the_latents_themselves(policy):
     nothing = policy.denoise(x, PROMPTS[:2], 0, 0, pipelines_noise(x.shape))
     assert torch.equal(nothing.latents, x[:, None])
     assert nothing.log_probs.shape == (2, 0)
+    assert nothing.predicted is None
+
+
+def test_what_the_first_step_predicts_is_the_image_foreseen_there(policy):
+    x = start(2)
+    found = policy.denoise(x, PROMPTS[:2], 2, 6, pipelines_noise(x.shape)).predicted
+    i = torch.full((2,), 2)
+    a = policy.schedule.alpha[2]
+    eps = policy.predict(i, x, PROMPTS[:2])
+    torch.testing.assert_close(found, (x - (1 - a).sqrt() * eps) / a.sqrt())
 
 
 def test_each_prompt_is_encoded_once_and_alone(other, monkeypatch):

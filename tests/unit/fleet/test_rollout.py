@@ -15,6 +15,7 @@ from b2ray.branching import Group, WorkUnit
 from b2ray.diffusion.noise import Domain
 from b2ray.fleet import rollout
 from b2ray.fleet.rollout import BRANCHES, PREFIXES, Rollout
+from b2ray.trees import FORK
 
 SCORERS = {"scorer": ["a", "b"], "scorer c": ["c"]}
 
@@ -37,8 +38,13 @@ def answer(call):
         return Receipt("sampler", "", 0, 0.0, 2), [f"prefix {call.unit.index}"]
     if call.method in BRANCHES:
         refs = [f"leaf {call.unit.index} {leaf}" for leaf in range(low, high)]
+        small = {}
+        if call.method == "denoise_branches" and len(call.args) > 6:
+            wanted = [(g, k) for g, k in call.unit.leaves(low, high) if g < call.args[6]]
+            small = {leaf: f"{call.unit.index} {leaf}" for leaf in wanted}
+            small |= {(g, FORK): f"{call.unit.index} fork {g}" for g, k in wanted if k == 0}
         apart = [leaf / 8 for leaf in range(low, high)]
-        more = {"apart": apart} if call.method == "follow_demonstrations" else {}
+        more = {"apart": apart} if call.method == "follow_demonstrations" else {"small": small}
         return Receipt("sampler", "", 0, 0.0, high - low, more), [object(), *refs]
     names = SCORERS[call.role]
     scores = {n: [100.0 * call.unit.index + leaf for leaf in range(low, high)] for n in names}
@@ -113,6 +119,19 @@ def test_pictures_of_the_first_leaves_are_kept(monkeypatch):
     monkeypatch.setattr(rollout.ray, "get", lambda ref: ref)
     drive(plan)
     assert sorted(plan.pictures) == [(0, 0), (0, 4), (1, 0)]
+
+
+@pytest.mark.parametrize("losses", [0.0, 0.3])
+@pytest.mark.parametrize("count", [0, 1, 3, 9])
+def test_small_pictures_of_the_first_groups_are_kept(losses, count):
+    """Groups are counted over all units, of two groups each; a call has leaves of both."""
+    plan = Rollout(units(), 4, SCORERS, ["a"], record=True, trees=count)
+    drive(plan, losses)
+    assert plan.small == {
+        (g, k): f"{g // 2} fork {g % 2}" if k == FORK else f"{g // 2} {(g % 2, k)}"
+        for g in range(min(count, 6))
+        for k in (FORK, 0, 1, 2)
+    }
 
 
 @pytest.mark.parametrize("losses", [0.0, 0.3])

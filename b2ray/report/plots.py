@@ -1,0 +1,317 @@
+"""The page's figures: matplotlib's SVG, in the page's own colours, so that they follow its theme.
+
+Each is drawn twice, for a wide page and for a phone; the page shows one of them.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.ticker import MaxNLocator
+
+from b2ray.report.record import PHASES, SETS, Record
+
+WIDE, NARROW = 1000, 350  # pixels across
+PANEL = 170  # pixels of a panel's height
+BINS = 120  # bars of a figure, at the most
+# What stands in a drawing for a colour that the page decides.
+INK, RULE = "#000101", "#000102"
+SERIES = ("#000201", "#000202", "#000203", "#000204", "#000205")
+COLOURS = {
+    INK: "currentColor",
+    RULE: "var(--rule)",
+    **{sign: f"var(--series-{i})" for i, sign in enumerate(SERIES, 1)},
+}
+SETTINGS: Any = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 12,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": RULE,
+    "axes.titlecolor": INK,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": RULE,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 11,
+}
+HAPPENED = {"died": ("X", "died"), "drains": ("v", "leaves its node"), "ready": ("o", "back")}
+
+
+def progress(record: Record) -> str:
+    """Rewards over reward queries, with the interval beneath."""
+    config = record.config
+    panels: list[tuple[str, list[tuple[str, str, str, int]]]] = []
+    if config.rewards:
+        stage = ("reward/mean", "each stage's own pictures", "-", 2)
+        panels.append(("reward, which is trained on", [stage, *_fixed("reward")]))
+        if len(config.rewards) > 1:
+            panels += [(f"{r.name}, a part of it", _fixed(r.name)) for r in config.rewards]
+    else:
+        followed = [("demonstrations/kl", "each stage's", "-", 2)]
+        panels.append(("nats from the demonstrations", followed))
+    for reward in config.evaluation.heldout_rewards:
+        panels.append((f"{reward.name}, not trained on", _fixed(reward.name)))
+
+    def draw(figure: Figure) -> None:
+        axes = _panels(figure, [1.0] * len(panels) + [0.8])
+        for axis, (title, lines) in zip(axes, panels, strict=False):
+            axis.set_title(title)
+            _lines(axis, record, lines)
+        _interval(axes[-1], record)
+        _below(axes[-1], record)
+
+    said = [f"{title}: {_in_words(record, lines)}" for title, lines in panels]
+    n = record.series("interval")[1]
+    if len(n):
+        said.append(f"the interval goes from {n[0]:.0f} to {n[-1]:.0f} steps")
+    return _both(draw, "progress", PANEL * (len(panels) + 1) + 40, "; ".join(said))
+
+
+def diversity(record: Record) -> str | None:
+    """How different the pictures of a prompt are; None if it was not measured."""
+    titles = {
+        "diversity/pairwise": "distance of two pictures of a prompt",
+        "diversity/vendi": "Vendi score of the pictures of a prompt",
+    }
+    there = {k: v for k, v in titles.items() if len(record.series(k)[0])}
+    if not there:
+        return None
+
+    def draw(figure: Figure) -> None:
+        axes = _panels(figure, [1.0] * len(there))
+        for axis, (name, title) in zip(axes, there.items(), strict=True):
+            axis.set_title(title)
+            _lines(axis, record, [(name, "", "o-", 0)])
+            axis.set_ylim(bottom=0)
+        _below(axes[-1], record)
+
+    said = [f"{t}: {_in_words(record, [(n, '', '', 0)])}" for n, t in there.items()]
+    return _both(draw, "diversity", PANEL * len(there) + 40, "; ".join(said))
+
+
+def seconds(record: Record) -> str | None:
+    """Where each stage's time went, with what happened to the fleet beneath."""
+    parts, edges = _binned(record, phases(record))
+    if not parts:
+        return None
+    events = [e for e in record.events if e.get("what") in HAPPENED and _is_news(e)]
+
+    def draw(figure: Figure) -> None:
+        heights = [1.5, 0.25 + 0.16 * len({e["slot"] for e in events})]
+        axes = _panels(figure, heights if events else heights[:1])
+        axes[0].set_title("seconds of each stage")
+        below = np.zeros(len(edges) - 1)
+        for i, (name, values) in enumerate(parts.items()):
+            axes[0].stairs(
+                below + values, edges, baseline=below, fill=True, color=SERIES[i], label=name
+            )
+            below = below + values
+        axes[0].set_ylim(bottom=0)
+        _legend(axes[0])
+        if events:
+            _fleet(axes[1], record, events)
+        axes[-1].set_xlabel("stage")
+        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes[-1].set_xlim(edges[0], edges[-1])
+
+    total = {name: values.sum() for name, values in parts.items()}
+    said = ", ".join(f"{name} {value:.0f} s" for name, value in total.items())
+    slots = len({e["slot"] for e in events})
+    height = int(PANEL * 1.5) + 60 + (70 + 27 * slots if events else 0)
+    words = f"time by stage, in all: {said}; {len(events)} fleet events"
+    return _both(draw, "seconds", height, words)
+
+
+def phases(record: Record) -> dict[str, np.ndarray]:
+    """Seconds of each phase, one for each line of the record.
+
+    `other` is what is no phase: commits, pictures, MLflow. Phases may overlap
+    (`learner.max_lag`): then it is none.
+    """
+    lines = record.lines
+    found = {p: np.array([line.get(f"time/{p}", 0.0) for line in lines]) for p in PHASES}
+    total = np.diff([0.0, *(line.get("time/total", 0.0) for line in lines)])
+    found["other"] = np.maximum(0.0, total - sum(found.values()))
+    return {name: values for name, values in found.items() if values.any()}
+
+
+def _binned(
+    record: Record, parts: dict[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Means over so many stages that a figure has room for them, and the bars' edges."""
+    lines = record.lines
+    if not parts:
+        return {}, np.zeros(0)
+    bins = np.array_split(np.arange(len(lines)), min(BINS, len(lines)))
+    edges = [lines[b[0]]["step"] - 0.5 for b in bins] + [lines[-1]["step"] + 0.5]
+    return {n: np.array([v[b].mean() for b in bins]) for n, v in parts.items()}, np.array(edges)
+
+
+# --- parts of figures --------------------------------------------------------------------------
+
+
+def _fixed(name: str) -> list[tuple[str, str, str, int]]:
+    """A reward on fixed seeds, as (figure, label, line and marker, colour)."""
+    styles = {"train": ("o-", 0), "heldout": ("s--", 1)}
+    return [
+        (f"eval/{which}/{name}", f"fixed seeds, {SETS[which]}", *styles[which]) for which in SETS
+    ]
+
+
+def _panels(figure: Figure, heights: Sequence[float]) -> list[Axes]:
+    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
+    for axis in axes[:, 0]:
+        axis.grid(linewidth=0.6)
+        axis.set_axisbelow(True)
+    return list(axes[:, 0])
+
+
+def _lines(axis: Axes, record: Record, lines: Sequence[tuple[str, str, str, int]]) -> None:
+    for name, label, marks, colour in lines:
+        x, y = record.series(name)
+        keep = np.isfinite(y)
+        if keep.any():
+            alone = "o" if keep.sum() == 1 else marks
+            wide = 1.8 if colour < 2 else 1.2
+            style: dict[str, Any] = {"linewidth": wide, "markersize": 5, "clip_on": False}
+            axis.plot(x[keep], y[keep], alone, color=SERIES[colour], label=label, **style)
+    if any(label for _, label, _, _ in lines):
+        _legend(axis)
+
+
+def _interval(axis: Axes, record: Record) -> None:
+    """The last n of T steps that each stage trains: a band from 0 up, from the first query on."""
+    steps = record.config.sampling.steps
+    axis.set_title(f"interval: the last n of {steps} steps are trained")
+    done = [line for line in record.lines if "interval" in line]
+    if done:
+        before = [line for line in record.lines if line["step"] < done[0]["step"]]
+        edges = np.concatenate([record.axis(before)[-1:] if before else [0.0], record.axis(done)])
+        values = [line["interval"] for line in done]
+        axis.stairs(values, edges, baseline=0, fill=True, color=SERIES[3], alpha=0.8)
+    axis.set_ylim(0, steps)
+    axis.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True, min_n_ticks=2))
+
+
+def _below(axis: Axes, record: Record) -> None:
+    """The axis that all panels share."""
+    axis.set_xlabel("reward queries" if record.by_queries else "stage")
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=2))
+    x = record.axis(record.lines)
+    if len(x):
+        axis.set_xlim(0, max(float(x[-1]), 1.0))
+
+
+def _fleet(axis: Axes, record: Record, events: Sequence[dict[str, Any]]) -> None:
+    slots = sorted({e["slot"] for e in events})
+    for i, (what, (marker, label)) in enumerate(HAPPENED.items()):
+        there = [e for e in events if e["what"] == what]
+        x = [record.stage_at(e["time"]) for e in there]
+        y = [slots.index(e["slot"]) for e in there]
+        if there:
+            style: dict[str, Any] = {
+                "markersize": 7,
+                "linestyle": "none",
+                "color": SERIES[(1, 4, 2)[i]],
+            }
+            axis.plot(x, y, marker, label=label, **style)
+    axis.set_title("what happened to the fleet")
+    axis.set_yticks(range(len(slots)), slots)
+    axis.set_ylim(-0.6, len(slots) - 0.4)
+    _legend(axis)
+
+
+def _is_news(event: dict[str, Any]) -> bool:
+    """Whether something happened; that a slot is ready for the first time is none."""
+    return event["what"] != "ready" or event.get("seconds") is not None
+
+
+def _legend(axis: Axes) -> None:
+    """What is new in a panel, to the right of a wide one, between title and panel of a narrow one:
+    there it hides nothing."""
+    figure = axis.figure
+    known = {text.get_text() for legend in figure.findobj(Legend) for text in legend.get_texts()}
+    handles, labels = axis.get_legend_handles_labels()
+    both = zip(labels, handles, strict=True)
+    new = {label: handle for label, handle in both if label not in known}
+    if not new:
+        return
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.02)}
+    if figure.bbox.width < WIDE:
+        columns = 3 if max(map(len, new)) < 16 else 1
+        rows = math.ceil(len(new) / columns)
+        axis.set_title(axis.get_title("left"), loc="left", pad=6 + 16 * rows)
+        place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "ncols": columns}
+    axis.legend(
+        new.values(), new.keys(), borderaxespad=0.2, handlelength=1.8, labelspacing=0.2, **place
+    )
+
+
+def _in_words(record: Record, lines: Sequence[tuple[str, str, str, int]]) -> str:
+    said = []
+    for name, label, _, _ in lines:
+        _, y = record.series(name)
+        if len(y):
+            said.append(f"{label} from {y[0]:.3g} to {y[-1]:.3g}".strip())
+    return ", ".join(said) or "not measured yet"
+
+
+# --- from matplotlib into the page -------------------------------------------------------------
+
+
+def _both(draw: Callable[[Figure], None], name: str, height: int, label: str) -> str:
+    """The figure for a wide page and for a narrow one, of which the page's style shows one."""
+    return "".join(
+        f'<div class="{size}">{_svg(draw, f"{name}-{size}", width, tall, label)}</div>'
+        for size, width, tall in (("wide", WIDE, height), ("narrow", NARROW, height * 1.35))
+    )
+
+
+def _svg(draw: Callable[[Figure], None], name: str, width: int, height: float, label: str) -> str:
+    """An inline SVG whose units are pixels."""
+    with mpl.rc_context(SETTINGS):
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
+        draw(figure)
+        file = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    return _inline(file.getvalue(), name, label)
+
+
+def _inline(svg: str, name: str, label: str) -> str:
+    """Without what only a file needs, with ids of its own, and in the page's colours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    box = re.search(r'viewBox="([^"]*)"', svg)
+    assert box is not None
+    svg = re.sub(
+        r"<svg\b[^>]*>",
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{box[1]}" role="img" aria-label="{html.escape(label)}">',
+        svg,
+        count=1,
+    )
+    for before in ('\\bid="', r"url\(#", 'href="#'):
+        svg = re.sub(f"({before})", rf"\g<1>{name}-", svg)
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px system-ui, sans-serif", svg)
+    for sign, colour in COLOURS.items():
+        svg = svg.replace(sign, colour)
+    return svg
