@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from efficiency.pictures import sheet
-from efficiency.trials import ABLATIONS, DEFAULT, METHODS, Results, Trial, reported
+from efficiency.trials import ABLATIONS, DECLARED, DEFAULT, METHODS, Results, Trial, reported
 from scipy import stats
 
 from b2ray.cost import BACKWARD
@@ -98,10 +98,10 @@ def write(results: Results, runs: Path) -> None:
 
 
 def finished(methods: Iterable[str], results: Results) -> Done:
-    """The reported trials that have a result, of methods that have any."""
+    """The reported trials with their results, of methods whose seeds have all been run."""
     found = {m: [(t, results.of(t)) for t in reported(m, results)] for m in methods}
     done = {m: [(t, r) for t, r in trials if r] for m, trials in found.items()}
-    return {m: trials for m, trials in done.items() if trials}
+    return {m: trials for m, trials in done.items() if len(trials) == len(DECLARED["seeds"])}
 
 
 def _between(text: str, mark: str, body: str) -> str:
