@@ -362,7 +362,7 @@ def test_random_kills(
         over = {**FLEET, **long, "fleet.retries": 100, "fleet.max_deaths": 1000}
         assert ward.here(name, **over) == 0
     lasted = time.monotonic() - began
-    assert len(killed) >= 3
+    assert len(killed) >= 2
     equal = ward.lora(name) == expected
     rows.append(
         Row(

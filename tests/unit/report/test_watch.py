@@ -114,8 +114,14 @@ def test_a_run_that_is_not_there_is_a_sentence(tmp_path, capsys):
 
 def test_the_command_serves_until_it_is_interrupted(folder):
     command = [sys.executable, "-m", "b2ray.commands.watch", str(folder.path), "--port=0"]
+    # A shell's background job ignores Ctrl-C, and so would what it starts.
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert process.stdout is not None
