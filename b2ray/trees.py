@@ -21,7 +21,7 @@ FORK = -1  # stands where a leaf has its branch
 SIDE = 128  # pixels of a picture's longer side, at the most
 EXACT = 64  # up to this size a picture is kept as it is
 TEXT = "tree.json"
-PNG, JPEG = b"\x89PNG", b"\xff\xd8"
+PNG = b"\x89PNG"
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 from b2ray.config import Config
+from b2ray.tracking.folder import write_atomically
 
 FILE = "report.html"
 
@@ -20,13 +20,7 @@ def write(path: Path, config: Config, output: Path | None = None) -> Path:
     from b2ray.report.page import page  # matplotlib, and most of a run does without
 
     file = path / FILE if output is None else output
-    text = page(path, config)
-    part = file.with_name(f"{file.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
+    write_atomically(file, page(path, config))
     return file
 
 

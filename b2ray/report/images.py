@@ -15,7 +15,7 @@ from b2ray.report.record import SETS, Record
 from b2ray.trees import PNG
 
 # Bytes that pictures of each kind may have in the page, which shall stay under 3 MB.
-COMPARED, BRANCHED = 600_000, 1_200_000
+COMPARED, BRANCHED = 1_000_000, 1_300_000
 PAIRS = 12  # of each prompt set, at the most
 SIDE = 192  # pixels of a compared picture's longer side, at the most
 

@@ -23,7 +23,7 @@ from b2ray.report.record import PHASES, SETS, Record
 
 WIDE, NARROW = 1000, 350  # pixels across
 PANEL = 170  # pixels of a panel's height
-BINS = 120  # bars of a figure, at the most
+BINS = 120  # bars of a figure, or marks in a row, at the most
 # What stands in a drawing for a colour that the page decides.
 INK, RULE = "#000101", "#000102"
 SERIES = ("#000201", "#000202", "#000203", "#000204", "#000205")
@@ -222,10 +222,14 @@ def _below(axis: Axes, record: Record) -> None:
 
 def _fleet(axis: Axes, record: Record, events: Sequence[dict[str, Any]]) -> None:
     slots = sorted({e["slot"] for e in events})
+    grain = max(1, record.stage) / BINS
     for i, (what, (marker, label)) in enumerate(HAPPENED.items()):
         there = [e for e in events if e["what"] == what]
-        x = [record.stage_at(e["time"]) for e in there]
-        y = [slots.index(e["slot"]) for e in there]
+        # One mark where many would lie on each other.
+        places = {
+            (round(record.stage_at(e["time"]) / grain), slots.index(e["slot"])) for e in there
+        }
+        x, y = [grain * place for place, _ in places], [slot for _, slot in places]
         if there:
             style: dict[str, Any] = {
                 "markersize": 7,

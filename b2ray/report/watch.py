@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import threading
 from functools import partial
 from http import HTTPStatus
@@ -54,8 +53,8 @@ class Handler(BaseHTTPRequestHandler):
             try:
                 self._answer(HTTPStatus.OK, self.source.page(), "text/html")
             except Exception as error:  # the next try may find what was just being written
-                reason = html.escape(f"{type(error).__name__}: {error}")
-                self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"no page now: {reason}")
+                reason = f"no page now: {type(error).__name__}: {error}"
+                self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, reason)
         elif self.path == "/stamp":
             self._answer(HTTPStatus.OK, self.source.stamp())
         else:

@@ -53,7 +53,7 @@ def sheet(done: dict[str, list[tuple[Trial, dict[str, Any]]]], runs: Path, file:
         axes[0, column].set_title(words, fontsize=5.5)
     figure.subplots_adjust(left=0.12, right=0.995, top=0.8, bottom=0.02, wspace=0.06, hspace=0.06)
     figure.text(0.34, 0.95, "before", ha="center", fontsize=11)
-    figure.text(0.78, 0.95, "after 1,536 reward queries", ha="center", fontsize=11)
+    figure.text(0.78, 0.95, "after the whole budget", ha="center", fontsize=11)
     figure.savefig(file, dpi=90)
     plt.close(figure)
 

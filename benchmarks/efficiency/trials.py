@@ -23,6 +23,8 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from b2ray.tracking.folder import write_atomically
+
 HERE = Path(__file__).parent
 DECLARED = yaml.safe_load((HERE / "methods.yaml").read_text(encoding="utf-8"))
 METHODS: dict[str, dict[str, Any]] = DECLARED["methods"]
@@ -122,7 +124,7 @@ class Results:
             with self._lock:
                 self.known[trial.name] = found
                 lines = [json.dumps(r) for _, r in sorted(self.known.items())]
-                self.file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+                write_atomically(self.file, "\n".join(lines) + "\n")
         return found
 
 

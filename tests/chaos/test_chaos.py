@@ -354,7 +354,7 @@ def test_random_kills(
     seconds: int,
     pause: tuple[float, float],
 ) -> None:
-    long = {"curriculum.stages": 12}
+    long = {"curriculum.stages": 24}
     expected = undisturbed(**long)
     name = f"random-{seconds}"
     began = time.monotonic()
@@ -362,7 +362,7 @@ def test_random_kills(
         over = {**FLEET, **long, "fleet.retries": 100, "fleet.max_deaths": 1000}
         assert ward.here(name, **over) == 0
     lasted = time.monotonic() - began
-    assert len(killed) >= 2
+    assert len(killed) >= 3
     equal = ward.lora(name) == expected
     rows.append(
         Row(

@@ -24,19 +24,10 @@ def rollout():
 
 
 @pytest.fixture(autouse=True)
-def objects(monkeypatch):
-    """Refs that Ray has, by hand: everything that is not in the set of lost ones."""
-    lost: set[object] = set()
-
-    def get(refs, timeout=None):
-        if lost & set(refs):
-            raise ray.exceptions.ObjectLostError("00", "", "")
-        return [f"value of {ref}" for ref in refs]
-
-    monkeypatch.setattr(module.ray, "get", get)
-    monkeypatch.setattr(module.ray, "put", lambda value: f"own {value}")
-    monkeypatch.setattr(module.nodes, "lost", lambda refs: [ref in lost for ref in refs])
-    return lost
+def objects(objects, monkeypatch):
+    """Lost refs, also by what the fleet's nodes say."""
+    monkeypatch.setattr(module.nodes, "lost", lambda refs: [ref in objects for ref in refs])
+    return objects
 
 
 def test_an_update_is_sent_once_with_its_leaves_in_order(rollout):

@@ -7,28 +7,12 @@ import ray
 
 from b2ray.actors.worker import Receipt
 from b2ray.branching import work_units
-from b2ray.fleet import prefixes as module
-from b2ray.fleet.plans import fetched
 from b2ray.fleet.prefixes import Making, Prefixes
 from b2ray.prompts import PromptSet
 from tests.unit.fleet.test_rollout import slot
 from tests.unit.test_prefixes import PROMPTS, config
 
-
-@pytest.fixture(autouse=True)
-def objects(monkeypatch):
-    """Refs that Ray has, by hand: everything that is not in the set of lost ones."""
-    lost: set[object] = set()
-
-    def get(refs, timeout=None):
-        if lost & set(refs):
-            raise ray.exceptions.ObjectLostError("00", "", "")
-        return [f"value of {ref}" for ref in refs]
-
-    monkeypatch.setattr(ray, "get", get)
-    monkeypatch.setattr(ray, "put", lambda value: f"own {value}")
-    assert module.ray.get is fetched.__globals__["ray"].get is get
-    return lost
+pytestmark = pytest.mark.usefixtures("objects")
 
 
 def units(shared: Prefixes, stage: int, version: int = 0, n: int = 8):
