@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from efficiency.curves import Curve, Point, curve, interval, reaches, shares
 from efficiency.pictures import sheet
 from efficiency.trials import ABLATIONS, DECLARED, DEFAULT, METHODS, Results, Trial, reported
-from scipy import stats
-
-from b2ray.cost import BACKWARD
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -22,62 +19,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 CURVES = DOCS / "evidence_curves.png"
 PICTURES = DOCS / "evidence_pictures.png"
 WHAT = ("reward", "judge")
+SPENT = ("queries", "work")
 Done = dict[str, list[tuple[Trial, dict[str, Any]]]]  # by method: trials with their results
 PEER = "DDPO-IS"  # what the others are held against
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A run by its evaluations on fixed seeds: arrays of one length."""
-
-    queries: np.ndarray
-    work: np.ndarray
-    reward: np.ndarray
-    judge: np.ndarray
-    pairwise: np.ndarray
-
-
-def curve(result: dict[str, Any]) -> Curve:
-    """A finished run by its evaluations.
-
-    Work is in guided UNet evaluations of one latent, a backward pass counted as two forward ones.
-    """
-    points = result["points"]
-    return Curve(
-        queries=np.array([p["reward_queries"] for p in points]),
-        work=np.array([p["unet_evals"] + BACKWARD * p["unet_backwards"] for p in points]),
-        reward=np.array([p["reward"] for p in points]),
-        judge=np.array([p["judge"] for p in points]),
-        pairwise=np.array([p["pairwise"] for p in points]),
-    )
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half of its 95 % interval over seeds (Student's t)."""
-    x = np.asarray(values, np.float64)
-    if len(x) < 2:
-        return float(x.mean()), float("nan")
-    return float(x.mean()), float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5)
-
-
-def reaches(curves: Sequence[Curve], what: str, level: float) -> tuple[float, float, float] | None:
-    """Queries and work after which a mean over seeds has reached a level, and the mean pairwise
-    diversity there, by straight lines between evaluations; None if it never does.
-
-    Args:
-        what: "reward" or "judge".
-    """
-    mean = np.mean([getattr(c, what) for c in curves], axis=0)
-    above = np.flatnonzero(mean >= level)
-    if not len(above):
-        return None
-    i = int(above[0])
-    share = (level - mean[i - 1]) / (mean[i] - mean[i - 1]) if i else 0.0
-    found = []
-    for other in ("queries", "work", "pairwise"):
-        y = np.mean([getattr(c, other) for c in curves], axis=0)
-        found.append(float(y[i] + (share - 1) * (y[i] - y[i - 1])) if i else float(y[0]))
-    return found[0], found[1], found[2]
 
 
 def write(results: Results, runs: Path) -> None:
@@ -89,6 +33,8 @@ def write(results: Results, runs: Path) -> None:
     file = DOCS / "evidence.md"
     text = file.read_text(encoding="utf-8")
     text = _between(text, "table", f"{table(done)}\n\n{costs(done, curves)}")
+    if DEFAULT in curves:
+        text = _between(text, "shares", beside(curves))
     parts = finished([DEFAULT, *ABLATIONS], results)
     if len(parts) > 1:
         text = _between(text, "ablations", ablations(parts))
@@ -178,11 +124,37 @@ def costs(done: Done, curves: dict[str, list[Curve]]) -> str:
     return markdown(heads, rows)
 
 
-def _there(found: tuple[float, float, float] | None) -> list[str]:
+def _there(found: Point | None) -> list[str]:
     if found is None:
         return ["–"] * 3
-    queries, work, pairwise = found
-    return [f"{queries:,.0f}", f"{work / 1e3:,.1f} k", f"{pairwise:.3f}"]
+    return [f"{found.queries:,.0f}", f"{found.work / 1e3:,.1f} k", f"{found.pairwise:.3f}"]
+
+
+def beside(curves: dict[str, list[Curve]]) -> str:
+    """What the default needs until it stands where each other method ends."""
+    heads = ["beside", "by", "ends at", "pairwise there", "queries of the default", "share"]
+    heads += ["UNet work of the default", "share", "its pairwise there"]
+    rows = []
+    for method, other in curves.items():
+        if method == DEFAULT:
+            continue
+        for what, form in (("judge", "{:.1%}"), ("reward", "{:.3f}")):
+            found = shares(curves[DEFAULT], other, what)
+            queries, work = (float(np.mean([getattr(c, x)[-1] for c in other])) for x in SPENT)
+            cells = ["–"] * 5
+            if found.there:
+                there = _there(found.there)
+                share = _share(found.there.queries / queries, found.queries)
+                cells = [there[0], share, there[1], "", there[2]]
+                cells[3] = _share(found.there.work / work, found.work)
+            pairwise = np.mean([c.pairwise[-1] for c in other])
+            rows.append([method, what, form.format(found.level), f"{pairwise:.3f}", *cells])
+    return markdown(heads, rows)
+
+
+def _share(share: float, ends: tuple[float, float]) -> str:
+    low, high = (f"{end:.0%}" if np.isfinite(end) else "never" for end in ends)
+    return f"{share:.0%} ({low} – {high})"
 
 
 def figures(results: Sequence[dict[str, Any]], when: str = "after") -> list[str]:

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from efficiency.report import Curve, curve, interval, reaches
+from efficiency.curves import Curve, Point, curve, interval, reaches, shares
 from efficiency.trials import (
     ABLATIONS,
     DECLARED,
@@ -83,10 +83,29 @@ def points(*judge: float) -> Curve:
 
 def test_a_level_is_reached_between_two_evaluations():
     curves = [points(0.2, 0.3, 0.5), points(0.4, 0.5, 0.7)]  # means 0.3, 0.4, 0.6
-    assert reaches(curves, "judge", 0.5) == pytest.approx((150.0, 1500.0, 0.5))
-    assert reaches(curves, "judge", 0.3) == pytest.approx((0.0, 0.0, 0.7))
+    assert reaches(curves, "judge", 0.5) == Point(150.0, 1500.0, 0.5)
+    assert reaches(curves, "judge", 0.3) == Point(0.0, 0.0, 0.7)
     assert reaches(curves, "judge", 0.7) is None
     assert reaches(curves, "reward", 0.1) is None
+
+
+def test_shares_are_of_the_other_ones_whole_budget():
+    other = [points(0.2, 0.3, 0.4), points(0.2, 0.3, 0.4)]
+    quick = [points(0.2, 0.6, 0.8), points(0.2, 0.4, 0.8)]
+    found = shares(quick, other, "judge")
+    assert found.level == pytest.approx(0.4)
+    assert found.there.queries == pytest.approx(100 * 0.2 / 0.3)
+    # One seed reaches 0.4 after 50 queries, the other after 100, of 200.
+    assert found.queries == pytest.approx((0.25, 0.5))
+    assert found.work == pytest.approx((0.25, 0.5))
+
+
+def test_a_level_that_some_seeds_never_reach_has_no_upper_end():
+    other = [points(0.2, 0.3, 0.4), points(0.2, 0.3, 0.4)]
+    found = shares([points(0.2, 0.3, 0.3), points(0.2, 0.4, 0.6)], other, "judge")
+    assert found.there is not None
+    assert found.queries == (pytest.approx(0.5), np.inf)
+    assert shares([points(0.2, 0.3, 0.3)] * 2, other, "judge").there is None
 
 
 def finished(trial: Trial, runs, judge: float) -> None:

@@ -1,0 +1,120 @@
+"""A run as a curve of its evaluations, and what is read from the curves of several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from b2ray.cost import BACKWARD
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run by its evaluations on fixed seeds: arrays of one length."""
+
+    queries: np.ndarray
+    work: np.ndarray
+    reward: np.ndarray
+    judge: np.ndarray
+    pairwise: np.ndarray
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a mean over seeds stands: what it has cost, and its mean pairwise diversity."""
+
+    queries: float
+    work: float
+    pairwise: float
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What a method needs to get where another one ends, in shares of that one's whole budget.
+
+    Attributes:
+        level: where the other one ends.
+        there: where this one reaches it; None if it never does.
+        queries, work: 95 % intervals of the shares; an end is infinite where it is not reached.
+    """
+
+    level: float
+    there: Point | None
+    queries: tuple[float, float]
+    work: tuple[float, float]
+
+
+def curve(result: dict[str, Any]) -> Curve:
+    """A finished run by its evaluations.
+
+    Work is in guided UNet evaluations of one latent, a backward pass counted as two forward ones.
+    """
+    points = result["points"]
+    return Curve(
+        queries=np.array([p["reward_queries"] for p in points]),
+        work=np.array([p["unet_evals"] + BACKWARD * p["unet_backwards"] for p in points]),
+        reward=np.array([p["reward"] for p in points]),
+        judge=np.array([p["judge"] for p in points]),
+        pairwise=np.array([p["pairwise"] for p in points]),
+    )
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half of its 95 % interval over seeds (Student's t)."""
+    x = np.asarray(values, np.float64)
+    if len(x) < 2:
+        return float(x.mean()), float("nan")
+    return float(x.mean()), float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5)
+
+
+def reaches(curves: Sequence[Curve], what: str, level: float) -> Point | None:
+    """Where a mean over seeds reaches a level, by straight lines between evaluations; None if it
+    never does.
+
+    Args:
+        what: "reward" or "judge".
+    """
+    mean = _mean(curves, what)
+    above = np.flatnonzero(mean >= level)
+    if not len(above):
+        return None
+    i = int(above[0])
+    share = (level - mean[i - 1]) / (mean[i] - mean[i - 1]) if i else 0.0
+    found = []
+    for other in ("queries", "work", "pairwise"):
+        y = _mean(curves, other)
+        found.append(float(y[i] + (share - 1) * (y[i] - y[i - 1])) if i else float(y[0]))
+    return Point(*found)
+
+
+def shares(own: Sequence[Curve], other: Sequence[Curve], what: str) -> Shares:
+    """What one method needs until its mean stands where another one's ends.
+
+    The intervals are those of a bootstrap over seeds, drawn for both methods together, since the
+    same seeds begin with the same pictures.
+
+    Args:
+        own, other: of the same seeds, in the same order.
+        what: "reward" or "judge".
+    """
+    drawn = np.random.default_rng(0).integers(0, len(own), (RESAMPLES, len(own)))
+    found = []
+    for rows in drawn:
+        peers = [other[i] for i in rows]
+        there = reaches([own[i] for i in rows], what, float(_mean(peers, what)[-1]))
+        whole = (_mean(peers, "queries")[-1], _mean(peers, "work")[-1])
+        reached = (there.queries, there.work) if there else (np.inf, np.inf)
+        found.append([a / b for a, b in zip(reached, whole, strict=True)])
+    low, high = np.percentile(found, (2.5, 97.5), axis=0, method="inverted_cdf")
+    level = float(_mean(other, what)[-1])
+    return Shares(level, reaches(own, what, level), (low[0], high[0]), (low[1], high[1]))
+
+
+def _mean(curves: Sequence[Curve], what: str) -> np.ndarray:
+    return np.mean([getattr(c, what) for c in curves], axis=0)
