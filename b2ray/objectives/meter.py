@@ -10,17 +10,21 @@ from b2ray.objectives.ranks import Ranks
 
 
 class Meter:
-    """Figures of an update, summed on the way; this rank's, until they are shared."""
+    """Figures of an update, summed on the way; this rank's, until they are shared.
 
-    def __init__(self, steps: int, ranks: Ranks) -> None:
+    Summed where the rows are, so that nothing waits for a GPU before the end.
+    """
+
+    def __init__(self, steps: int, ranks: Ranks, device: torch.device) -> None:
         self.ranks = ranks
-        self.count = torch.zeros(steps)
-        self.clipped = torch.zeros(steps)
-        self.squared_grad = torch.zeros(steps)
-        self.kl = torch.zeros((), dtype=torch.float64)
-        self.kl_reference = torch.zeros(2, dtype=torch.float64)  # sum, and of how many rows
-        self.norms: list[float] = []
-        self.drift, self.drift_max = torch.zeros(2), torch.zeros(())
+        with device:
+            self.count = torch.zeros(steps)
+            self.clipped = torch.zeros(steps)
+            self.squared_grad = torch.zeros(steps)
+            self.kl = torch.zeros((), dtype=torch.float64)
+            self.kl_reference = torch.zeros(2, dtype=torch.float64)  # sum, and of how many rows
+            self.drift, self.drift_max = torch.zeros(2), torch.zeros(())
+        self.norms: list[torch.Tensor] = []
 
     def add(
         self,
@@ -31,27 +35,26 @@ class Meter:
     ) -> None:
         """Take in rows, of which those in `drift` (bool, (N,)) tell how far the ratio is from 1
         before any update."""
-        step, log_ratio = step.cpu(), log_ratio.cpu()
-        self.count.index_add_(0, step, torch.ones(len(step)))
-        self.clipped.index_add_(0, step, clipped.float().cpu())
+        self.count.index_add_(0, step, torch.ones_like(log_ratio))
+        self.clipped.index_add_(0, step, clipped.float())
         # John Schulman's unbiased estimate of KL(old || new) with low variance.
         self.kl += (log_ratio.exp() - 1 - log_ratio).sum()
         if drift is not None and drift.any():
-            off = (log_ratio.exp() - 1).abs()[drift.cpu()]
-            self.drift += torch.tensor([off.sum(), len(off)])
+            off = (log_ratio.exp() - 1).abs()[drift]
+            self.drift += torch.stack([off.sum(), torch.ones_like(off).sum()])
             self.drift_max = torch.maximum(self.drift_max, off.max())
 
     def add_kl(self, kl: torch.Tensor, scale: torch.Tensor) -> None:
         """Divergence of each pair from the base model, and how many rows the pair stands for."""
-        both = torch.stack([(kl.detach() * scale).sum(), scale.sum()])
-        self.kl_reference += both.cpu()
+        self.kl_reference += torch.stack([(kl.detach() * scale).sum(), scale.sum()])
 
     def add_gradient(self, step: torch.Tensor, gradient: torch.Tensor) -> None:
         """Gradient of each pair's own loss by its guided output, shape (N, C, H, W)."""
-        self.squared_grad.index_add_(0, step.cpu(), (gradient**2).sum((1, 2, 3)).cpu())
+        self.squared_grad.index_add_(0, step, (gradient**2).sum((1, 2, 3)))
 
     def step(self, norm: torch.Tensor) -> None:
-        self.norms.append(float(norm))
+        """An optimizer step, or one that was skipped, with this norm of its gradient."""
+        self.norms.append(norm.detach())
 
     def share_drift(self) -> None:
         """Add up what the ranks have seen of the drift: once, before it is read."""
@@ -69,7 +72,7 @@ class Meter:
         total = float(self.count.sum())
         if total == 0:
             return {"policy/updates": 0.0, "policy/rows": 0.0}
-        finite = [n for n in self.norms if math.isfinite(n)]
+        finite = [n for n in torch.stack(self.norms).tolist() if math.isfinite(n)]
         drift = {
             "policy/ratio_drift": self.drift_mean,
             "policy/ratio_drift_max": float(self.drift_max),

@@ -78,7 +78,7 @@ class Updater:
                 non-finite.
             RankLost: if another rank fails.
         """
-        meter = Meter(self.policy.schedule.steps, self.ranks)
+        meter = Meter(self.policy.schedule.steps, self.ranks, self.policy.device)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, stage)
         if not any(self._steps(s) for s in selected):
