@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from b2ray.config.section import Positive, Section
 
@@ -16,6 +16,10 @@ class Lora(Section):
     """Scale: the update is multiplied by alpha / rank."""
     targets: tuple[str, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
     """Module names in the UNet that get an adapter (the attention's q, k, v and out)."""
+    folded: bool = False
+    """Compute each adapted linear map with one weight, base + adapter, instead of adding the
+    adapter's output: fewer and larger operations, faster on a CPU (docs/performance.md). In float32
+    only: the sum in half precision would round small updates away."""
 
 
 class Model(Section):
@@ -49,6 +53,15 @@ class Model(Section):
     vae_tiling: bool = False
     """Decode large pictures in overlapping tiles: less memory, faint seams."""
     lora: Lora = Lora()
+
+    @model_validator(mode="after")
+    def _folds_in_float32(self) -> Self:
+        if self.lora.folded and self.dtype != "float32":
+            raise ValueError(
+                f"model.lora.folded is true with model.dtype={self.dtype}, which would round small "
+                "updates away: set model.lora.folded=false, or model.dtype=float32"
+            )
+        return self
 
 
 class Prompts(Section):

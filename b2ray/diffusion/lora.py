@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 import numpy as np
 import torch
 from peft import LoraConfig
+from peft.tuners.lora import Linear
 
 from b2ray.config import Lora
 from b2ray.diffusion.lora_file import State, digest
@@ -39,6 +41,10 @@ def add(unet: Any, config: Lora, seed: int) -> None:
         )
     for parameter in parameters(unet).values():
         parameter.data = parameter.data.float()
+    if config.folded:
+        for module in unet.modules():
+            if isinstance(module, Linear):
+                module.forward = MethodType(_folded, module)
 
 
 def parameters(unet: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -82,3 +88,17 @@ def bind(unet: torch.nn.Module, new: State) -> str:
         for name, parameter in mine.items():
             parameter.copy_(torch.from_numpy(np.array(new[name], np.float32)))
     return digest(state(unet))
+
+
+def _folded(layer: Linear, x: torch.Tensor) -> torch.Tensor:
+    """(W + scale·B·A)·x + b: the sum of base and adapter before the input, not after it.
+
+    Sampler and learner both compute it at every call, so that they see one density, and gradients
+    reach B and A through the sum.
+    """
+    weight, bias = layer.base_layer.weight, layer.base_layer.bias
+    if not layer.disable_adapters:
+        (name,) = layer.active_adapters
+        update = layer.lora_B[name].weight @ layer.lora_A[name].weight
+        weight = weight + layer.scaling[name] * update
+    return torch.nn.functional.linear(x, weight, bias)

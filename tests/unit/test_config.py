@@ -186,6 +186,10 @@ def test_as_many_whole_groups_as_fit_are_sampled(config):
         ({"replay": {"trajectories": 0}}, ["replay.trajectories is 0", "greater than or equal"]),
         ({"learner": {"max_lag": 2}}, ["learner.max_lag is 2", "less than or equal to 1"]),
         ({"learner": {"ranks": 0}}, ["learner.ranks is 0", "greater than or equal to 1"]),
+        (
+            {"model": {"dtype": "bfloat16", "lora": {"folded": True}}},
+            ["model.lora.folded is true", "model.dtype=bfloat16", "model.dtype=float32"],
+        ),
         ({"sampling": {"steps": "many"}}, ["sampling.steps is 'many'", "integer"]),
         ({"sampling": 3}, ["sampling is 3"]),
         ({"preset": "reinforce"}, ["preset is 'reinforce'", "b2_released", "bs_only"]),

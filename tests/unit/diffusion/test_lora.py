@@ -43,6 +43,15 @@ def output(unet, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return unet(*given, encoder_hidden_states=text.to(dtype)).sample
 
 
+def gradients(unet) -> dict[str, torch.Tensor]:
+    """Of a loss on every output, by the adapter's parameters."""
+    source = torch.Generator().manual_seed(0)
+    x, text = torch.randn(2, 4, 8, 8, generator=source), torch.randn(2, 5, 16, generator=source)
+    x, text = x.double(), text.double()
+    unet(x, torch.tensor([3, 700]), encoder_hidden_states=text).sample.square().sum().backward()
+    return {name: p.grad for name, p in lora.parameters(unet).items()}
+
+
 # --- the adapter -----------------------------------------------------------------------------
 
 
@@ -198,3 +207,40 @@ def test_the_file_loads_in_plain_diffusers_with_the_same_output(models, tmp_path
     plain.load_lora_weights(tmp_path)
     assert not torch.allclose(output(plain.unet), before, atol=1e-3)
     torch.testing.assert_close(output(plain.unet), output(ours), rtol=1e-5, atol=1e-5)
+
+
+# --- folded: one weight, base + adapter ------------------------------------------------------
+
+
+@pytest.fixture
+def folded():
+    """The same adapter as sums of outputs and as sums of weights, with values of its own; in
+    double precision, so that only a wrong formula makes a difference."""
+    both = fresh().double(), fresh(SETTINGS.model_copy(update={"folded": True})).double()
+    for unet in both:
+        lora.bind(unet, random_values(unet))
+    return both
+
+
+def test_a_folded_adapter_computes_the_same(folded):
+    apart, together = folded
+    expected, found = output(apart, torch.float64), output(together, torch.float64)
+    assert (expected - output(pipeline().unet.double(), torch.float64)).abs().max() > 0.01
+    assert not torch.equal(expected, found), "it is not folded"
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_folded_adapter_learns_the_same(folded):
+    expected, found = map(gradients, folded)
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-9)
+
+
+def test_a_folded_adapter_can_be_switched_off(folded):
+    _, unet = folded
+    base = output(pipeline().unet.double(), torch.float64)
+    unet.disable_adapters()
+    assert torch.equal(output(unet, torch.float64), base)
+    unet.enable_adapters()
+    assert not torch.equal(output(unet, torch.float64), base)
