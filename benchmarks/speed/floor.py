@@ -99,7 +99,7 @@ def _answer(pipe: Connection, patience: float) -> Any:
 def _serve(config: Config, pipe: Connection, together: Any, sizes: tuple[int, ...]) -> None:
     """One process: find the batch sizes, then do what is asked for until the pipe closes."""
     try:
-        kinds = _kinds(config)
+        kinds = loops(config)
         best = {}
         for kind, call in kinds.items():
             seconds = {}
@@ -142,7 +142,7 @@ def _timed(call: Callable[[int], None], size: int) -> float:
     return time.perf_counter() - began
 
 
-def _kinds(config: Config) -> dict[str, Callable[[int], None]]:
+def loops(config: Config) -> dict[str, Callable[[int], None]]:
     """Each kind of work as a function of how many latents, or pictures, are in its batch."""
     import numpy as np
     import torch
