@@ -30,6 +30,7 @@ from b2ray.fleet.roster import Roster
 from b2ray.fleet.session import StopFlag
 from b2ray.fleet.slots import Role, SlotState, Weights
 from b2ray.fleet.teams import most, team_maker
+from b2ray.fleet.tracing import Tracing
 from b2ray.prefixes import Origin
 from b2ray.prompts import PromptSets
 from b2ray.replay import Kept, largest
@@ -45,12 +46,14 @@ class Updated:
 
     Attributes:
         leaves: that were trained on, the replayed ones included.
+        unet_seconds: that its ranks were at work on the UNet, added up.
     """
 
     leaves: int
     figures: dict[str, float]
     unet_evals: int
     seconds: float
+    unet_seconds: float
 
 
 class Crew:
@@ -61,6 +64,7 @@ class Crew:
         self.scorers = scorers(config)
         self.roster = Roster(self._roles(prompts), config.fleet)
         self.dispatcher = Dispatcher(self.roster, stop, config.fleet.stall_timeout)
+        self.tracing = Tracing(self.roster, config.tracking.trace, config.fleet.stall_timeout)
         self.gauges = Gauges(config.name)
         self.dispatcher.watch = self.gauges.watch
         self.gauges.phase("starting")
@@ -211,6 +215,7 @@ class Crew:
         plan = Rollout(units, batch, self.scorers, names, record=True, kept=kept, **more)
         if making is not None:
             plan.unet_evals, plan.began = making.unet_evals, making.began
+            plan.unet_seconds, plan.moved["prefixes"] = making.unet_seconds, making.bytes
             plan.prefixes_made = len(making.made)
         return plan
 
@@ -262,8 +267,8 @@ class Crew:
         self.dispatcher.run(plan, rollout, *([ahead] if ahead else []))
         self._kept, receipt = plan.kept, found[-1]
         figures = {**receipt.values["figures"], **self._replay_figures(stage, replayed)}
-        leaves = len(selected) + len(replayed)
-        return Updated(leaves, figures, receipt.unet_evals, receipt.seconds), ahead
+        took = receipt.unet_evals, receipt.seconds, receipt.unet_seconds
+        return Updated(len(selected) + len(replayed), figures, *took), ahead
 
     def _replay_figures(self, stage: int, replayed: Sequence[Kept]) -> dict[str, float]:
         """How many trajectories were trained on again, and their mean age in stages."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from b2ray import report
+from b2ray import report, spent
 from b2ray.branching import WorkUnit, advantages, select, spread, work_units
 from b2ray.checks import check_files
 from b2ray.config import Config
@@ -171,6 +171,7 @@ class Run:
             The committed state, and the next stage's rollout if that was made already.
         """
         config, crew, recorder = self.config, self.crew, self.recorder
+        crew.tracing.begin(state.stage + 1)
 
         # Branch-based sampling: prefixes, K branches each, and a score for every image.
         n, units = self.plan(state.stage, state.shares)
@@ -181,7 +182,9 @@ class Run:
         rollout = ahead
 
         # Selection and advantages.
+        sampled = time.perf_counter()
         lesson = (self.compare if config.rewards else self.imitate)(state, n, rollout)
+        selecting = time.perf_counter() - sampled
 
         # The update on the interval, beside it the next stage's sampling if that may lag; the new
         # LoRA goes to every sampler.
@@ -202,14 +205,19 @@ class Run:
             **crew.fleet_figures(config.groups * config.branching.branches / rollout.seconds),
             "interval": float(n),
             "time/sample": rollout.seconds,
+            "time/select": selecting,
             "time/update": update.seconds,
             "time/sync": time.perf_counter() - updated,
+            **spent.shares(rollout, update, config.learner.ranks),
+            **spent.peaks(crew.dispatcher.peaks),
         }
+        recorder.keep_traces(crew.tracing.end())
         costs = {
             "cost/reward_queries": float(lesson.queries),
             "cost/unet_evals": float(rollout.unet_evals + update.unet_evals),
             "cost/unet_backwards": update.figures["policy/rows"],
             "cost/trained_leaves": float(update.leaves),
+            **spent.moved(rollout.moved, rollout.recorded, crew.newest),
         }
         return recorder.commit(crew, lesson.state, figures, costs), ahead
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from b2ray.actors.worker import Receipt, Worker, device, guarded
+from b2ray.actors.worker import Mark, Receipt, Worker, device, guarded
 from b2ray.config import Config
 from b2ray.diffusion.lora_file import State, digest
 from b2ray.diffusion.trajectory import Selected, Trajectory
@@ -94,7 +94,7 @@ class Learner(Worker):
             replayed: of earlier stages, trained on beside them; refs of trajectories that may be
                 behind by their age in stages more.
         """
-        began, evals = time.perf_counter(), self.policy.unet_evals
+        mark = self.mark()
         lags: list[int] = []
         items = [self._selected(entry, max_lag, lags) for entry in selected]
         for kept in replayed:
@@ -103,19 +103,19 @@ class Learner(Worker):
         figures = self.updater.update(stage, items, fresh=lambda: self.ranks.mean(lags) == 0)
         figures["fleet/lag"] = self.ranks.mean(lags)
         self.version += 1
-        return self._result(began, self.policy.unet_evals - evals, figures=figures)
+        return self._result(mark, figures=figures)
 
     @guarded("rehearsing an update")
     def rehearse(self, selected: Sequence[Entry]) -> Receipt:
         """What an update would see, without one: the receipt has `Updater.rehearse`'s drift."""
-        began, evals = time.perf_counter(), self.policy.unet_evals
+        mark = self.mark()
         items = [self._selected(entry, 0, []) for entry in selected]
         drift = self.updater.rehearse(items)
-        return self.receipt(began, self.policy.unet_evals - evals, drift=drift)
+        return self.receipt(mark, drift=drift)
 
-    def _result(self, began: float, unet_evals: int = 0, **values: Any) -> Result:
+    def _result(self, began: float | Mark, **values: Any) -> Result:
         weights = self.policy.lora_state()
-        receipt = self.receipt(began, unet_evals, digest=digest(weights), **values)
+        receipt = self.receipt(began, digest=digest(weights), **values)
         # The digests prove that the other ranks' are equal.
         if self.ranks.rank:
             return receipt, None, None

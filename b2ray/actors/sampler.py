@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from b2ray.actors.worker import Receipt, Worker, device, guarded
+from b2ray.actors.worker import Mark, Receipt, Worker, device, guarded
 from b2ray.branching import WorkUnit
 from b2ray.config import Config
 from b2ray.demonstrations import fitted
@@ -52,9 +52,9 @@ class Sampler(Worker):
     @guarded("denoising a prefix")
     def denoise_prefix(self, unit: WorkUnit) -> tuple[Receipt, np.ndarray]:
         """x at the fork step for each group of the unit, shape (G, C, H, W)."""
-        began, evals = self._begin(unit)
+        mark = self._begin(unit)
         latents = to_wire(self._prefix(unit)[:, -1])
-        return self._done(began, evals, bytes=latents.nbytes), latents
+        return self.receipt(mark, bytes=latents.nbytes), latents
 
     @guarded("denoising prefixes for several stages")
     def denoise_prefixes(self, unit: WorkUnit, first: int) -> tuple[Any, ...]:
@@ -63,20 +63,20 @@ class Sampler(Worker):
         Returns:
             The receipt and G `Prefix`es; sampled by the base model if prefix.policy is base.
         """
-        began, evals = self._begin(unit)
+        mark = self._begin(unit)
         base = self.policy.config.prefix.policy == "base"
         with self.policy.reference() if base else contextlib.nullcontext():
             latents = to_wire(self._prefix(unit)[:, first:])
         # Copies, as of trajectories.
         each = [Prefix(x.copy(), first) for x in latents]
-        return self._done(began, evals, bytes=latents.nbytes), *each
+        return self.receipt(mark, bytes=latents.nbytes), *each
 
     @guarded("gathering prefixes")
     def gather_prefixes(self, unit: WorkUnit, *kept: Prefix) -> tuple[Receipt, np.ndarray]:
         """What `denoise_prefix` returns, of prefixes that were denoised before."""
-        began, evals = self._begin(unit)
+        mark = self._begin(unit)
         latents = np.stack([prefix.at(unit.fork) for prefix in kept])
-        return self._done(began, evals, bytes=latents.nbytes), latents
+        return self.receipt(mark, bytes=latents.nbytes), latents
 
     @guarded("denoising branches")
     def denoise_branches(
@@ -98,7 +98,7 @@ class Sampler(Worker):
             The receipt, the pictures (uint8, (B, height, width, 3); None if they are not to be
             decoded), and, if they are to be recorded, B trajectories.
         """
-        began, evals = self._begin(unit)
+        mark = self._begin(unit)
         rows = unit.leaves(low, high)
         groups = [unit.groups[g] for g, _ in rows]
         # Branch words start above the prefix's.
@@ -115,9 +115,9 @@ class Sampler(Worker):
         if pictures is not None and trees:
             values["small"] = self._small(rollout, rows, pictures, trees)
         if not record:
-            return self._done(began, evals, **values), pictures
+            return self.receipt(mark, **values), pictures
         trajectories, values["bytes"] = self._trajectories(rollout)
-        return self._done(began, evals, **values), pictures, *trajectories
+        return self.receipt(mark, **values), pictures, *trajectories
 
     @guarded("encoding demonstrations")
     def encode_demonstrations(
@@ -128,10 +128,10 @@ class Sampler(Worker):
         Args:
             files: what stands in the groups' picture files.
         """
-        began, evals = self._begin(unit)
+        mark = self._begin(unit)
         size = self.policy.picture_size
         latents = self.policy.latents_of(np.stack([fitted(file, *size) for file in files])).numpy()
-        return self._done(began, evals, bytes=latents.nbytes), latents
+        return self.receipt(mark, bytes=latents.nbytes), latents
 
     @guarded("following demonstrations")
     def follow_demonstrations(
@@ -143,7 +143,7 @@ class Sampler(Worker):
             The receipt, with each one's divergence from the policy (`Policy.demonstrate`), no
             pictures (None), and B trajectories.
         """
-        began, evals = self._begin(unit)
+        mark = self._begin(unit)
         groups = unit.groups[low:high]
         leaves = [(group.index, PREFIX + 1) for group in groups]
         rollout, apart = self.policy.demonstrate(
@@ -154,7 +154,7 @@ class Sampler(Worker):
             lambda step: self._noise(unit, leaves, step + 1),
         )
         trajectories, size = self._trajectories(rollout)
-        return self._done(began, evals, bytes=size, apart=apart.tolist()), None, *trajectories
+        return self.receipt(mark, bytes=size, apart=apart.tolist()), None, *trajectories
 
     def _prefix(self, unit: WorkUnit) -> torch.Tensor:
         """x at t_0 .. t_fork for each group of the unit, shape (G, fork + 1, C, H, W)."""
@@ -194,15 +194,12 @@ class Sampler(Worker):
         ]
         return each, latents.nbytes + log_probs.nbytes
 
-    def _begin(self, unit: WorkUnit) -> tuple[float, int]:
+    def _begin(self, unit: WorkUnit) -> Mark:
         if unit.version != self.version:
             raise ValueError(
                 f"the unit is for policy version {unit.version}, bound is {self.version}"
             )
-        return time.perf_counter(), self.policy.unet_evals
-
-    def _done(self, began: float, evals: int, **values: Any) -> Receipt:
-        return self.receipt(began, self.policy.unet_evals - evals, **values)
+        return self.mark()
 
     def _noise(self, unit: WorkUnit, leaves: list[tuple[int, int]], step: int) -> np.ndarray:
         shape = self.policy.latent_shape

@@ -6,10 +6,13 @@ import functools
 import os
 import resource
 import socket
+import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -27,7 +30,14 @@ UNCHANGED = (WorkerError, ConfigError, RankLost, ObjectLostError)
 
 @dataclass(frozen=True)
 class Receipt:
-    """The small first result of every call; large results travel beside it, as refs."""
+    """The small first result of every call; large results travel beside it, as refs.
+
+    Attributes:
+        seconds: that the call took.
+        unet_evals: guided evaluations of one latent.
+        unet_seconds: of `seconds` those in which the device was at work on the UNet.
+        peak: bytes of memory that the process has had at most, as `Memory` has it.
+    """
 
     role: str
     where: str
@@ -35,6 +45,17 @@ class Receipt:
     seconds: float
     unet_evals: int = 0
     values: dict[str, Any] = field(default_factory=dict)
+    unet_seconds: float = 0.0
+    peak: int = 0
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where a process stood when a call began."""
+
+    began: float
+    unet_evals: int = 0
+    unet_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,19 @@ def device(threads: int) -> torch.device:
     return torch.device("cpu")
 
 
+def _on_gpu() -> bool:
+    """Whether this process has used a GPU."""
+    torch = sys.modules.get("torch")  # what has not been imported has not used one
+    return torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
+
+
+def _peak() -> int:
+    """The largest use of memory so far, in bytes: the GPU's if this process has used one."""
+    if _on_gpu():
+        return int(sys.modules["torch"].cuda.max_memory_reserved(0))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def _gpu_id() -> str:
     return str(next(iter(ray.get_gpu_ids()), ""))
 
@@ -161,15 +195,48 @@ class Worker:
         """The largest use of memory so far: the GPU's if this process has one, else its own."""
         import torch
 
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if _on_gpu():
             name = f"{socket.gethostname()}: {torch.cuda.get_device_name(0)} {_gpu_id()}"
             _, total = torch.cuda.mem_get_info(0)
-            return Memory(where(), name, torch.cuda.max_memory_reserved(0), total)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            return Memory(where(), name, _peak(), total)
         name = f"{socket.gethostname()}: main memory"
-        return Memory(where(), name, peak, psutil.virtual_memory().total)
+        return Memory(where(), name, _peak(), psutil.virtual_memory().total)
 
-    def receipt(self, began: float, unet_evals: int = 0, **values: Any) -> Receipt:
-        """The receipt of a call that began at `began` (`time.perf_counter`)."""
-        seconds = time.perf_counter() - began
-        return Receipt(self.role, where(), self.version, seconds, unet_evals, values)
+    def mark(self) -> Mark:
+        """Where this process stands now; for `receipt`."""
+        policy = getattr(self, "policy", None)
+        now = time.perf_counter()
+        return Mark(now) if policy is None else Mark(now, policy.unet_evals, policy.clock.seconds)
+
+    def receipt(self, began: float | Mark, **values: Any) -> Receipt:
+        """The receipt of a call that began at a mark, or at `began` (`time.perf_counter`)."""
+        now = self.mark()
+        then = began if isinstance(began, Mark) else replace(now, began=began)
+        return Receipt(
+            self.role,
+            where(),
+            self.version,
+            now.began - then.began,
+            now.unet_evals - then.unet_evals,
+            values,
+            now.unet_seconds - then.unet_seconds,
+            _peak(),
+        )
+
+    def begin_trace(self) -> None:
+        """Have torch's profiler note what this process does from now on."""
+        import torch
+        from torch.profiler import ProfilerActivity, profile
+
+        gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+        self._profiler = profile(activities=[ProfilerActivity.CPU, *gpu])
+        self._profiler.start()
+
+    def end_trace(self) -> bytes:
+        """What it noted: a Chrome trace, JSON, gzipped."""
+        self._profiler.stop()
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "trace.json.gz"
+            self._profiler.export_chrome_trace(str(file))
+            del self._profiler
+            return file.read_bytes()

@@ -63,10 +63,13 @@ class Fleet(Section):
 
 
 class Tracking(Section):
-    """MLflow."""
+    """MLflow, and a trace."""
 
     uri: str | None = None
     """Tracking server, without a password; empty means MLFLOW_TRACKING_URI, else a SQLite file
     beside the runs."""
     experiment: str = "b2ray"
     """MLflow experiment."""
+    trace: Positive | None = None
+    """A stage, counted from 1, whose work is traced: every actor writes what its processor or GPU
+    did to runs/NAME/traces, for chrome://tracing or ui.perfetto.dev. Costs time in that stage."""

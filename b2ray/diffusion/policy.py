@@ -12,6 +12,7 @@ import torch
 
 from b2ray.config import Config
 from b2ray.diffusion import lora
+from b2ray.diffusion.clock import Clock
 from b2ray.diffusion.families import Condition
 from b2ray.diffusion.load import load_pipeline
 from b2ray.diffusion.lora_file import State
@@ -62,6 +63,7 @@ class Policy:
         self.schedule = table.to(device)
         self._conditions: dict[str | None, Condition] = {}
         self.unet_evals = 0  # guided evaluations: both halves of guidance together are one
+        self.clock = Clock(device)  # runs while the UNet does
 
     def bind(self, weights: State) -> str:
         """Put a LoRA into the UNet; returns the digest of what is bound (`lora.bind`)."""
@@ -294,7 +296,9 @@ class Policy:
     ) -> torch.Tensor:
         text, added = self.encode(prompts)
         more: dict[str, Any] = {"added_cond_kwargs": added} if added else {}
-        return self.pipeline.unet(x, t, encoder_hidden_states=text, **more).sample.float()
+        with self.clock:
+            output = self.pipeline.unet(x, t, encoder_hidden_states=text, **more).sample
+        return output.float()
 
     def _with_vae(self, run: Callable[[torch.dtype], torch.Tensor]) -> torch.Tensor:
         """What the VAE makes in its precision, or in float32 where float16 overflows."""

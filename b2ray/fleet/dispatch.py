@@ -79,12 +79,14 @@ class Dispatcher:
 
     Attributes:
         seconds: that the last call of each role took.
+        peaks: bytes of memory that a process of each role has had at most.
         watch: called about every second.
     """
 
     def __init__(self, roster: Roster, stop: StopFlag, stall_timeout: float) -> None:
         self.roster, self.stop, self.stall_timeout = roster, stop, stall_timeout
         self.seconds: dict[str, float] = {}
+        self.peaks: dict[str, int] = {}
         self.watch: Callable[[Dispatcher], None] = lambda _: None
         self._flights: dict[Any, Flight] = {}
         self._again: deque[tuple[Plan, Call]] = deque()
@@ -195,8 +197,14 @@ class Dispatcher:
         slot, call = flight.slot, flight.call
         slot.busy = False
         receipts = [flight.receipts[ref] for ref in flight.waiting]
-        receipt = replace(receipts[0], unet_evals=sum(r.unet_evals for r in receipts))
-        self.seconds[slot.role.name] = receipt.seconds
+        receipt = replace(
+            receipts[0],
+            unet_evals=sum(r.unet_evals for r in receipts),
+            unet_seconds=sum(r.unet_seconds for r in receipts),
+        )
+        role = slot.role.name
+        self.seconds[role] = receipt.seconds
+        self.peaks[role] = max(self.peaks.get(role, 0), *(r.peak for r in receipts))
         if call.method == "hello":
             load = self.roster.placed(slot, [r.values["place"] for r in receipts])
             self._send(slot, load)

@@ -34,7 +34,8 @@ class Making:
 
     def __init__(self, units: Sequence[WorkUnit], first: int) -> None:
         self.made: dict[Origin, Any] = {}
-        self.unet_evals = 0
+        self.unet_evals, self.unet_seconds = 0, 0.0
+        self.bytes = 0
         self.began: float | None = None
         self._version, self._first = units[0].version, first
         self._left = deque(units)
@@ -65,6 +66,8 @@ class Making:
         for group, prefix in zip(call.unit.groups, found, strict=True):
             self.made[call.unit.stage, group.index] = ray.put(prefix)
         self.unet_evals += receipt.unet_evals
+        self.unet_seconds += receipt.unet_seconds
+        self.bytes += receipt.values.get("bytes", 0)
         self._open -= 1
 
     def lost(self, call: Call) -> None:

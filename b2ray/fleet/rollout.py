@@ -7,7 +7,7 @@ leads to them are the branches.
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -62,6 +62,8 @@ class Rollout:
         pictures: (unit index, first leaf) -> the pictures of the ranges to be kept.
         small: (group over all units, branch or `trees.FORK`) -> a small picture's file.
         apart: of a demonstration's leaf, how far the policy is from it (`Policy.demonstrate`).
+        unet_seconds: that samplers were at work on the UNet, added up.
+        moved: bytes that samplers put into the object store, by kind.
         prefixes_made: that serve in other stages too.
         began: when the first call was handed out; before that None.
         seconds: from then to the last leaf so far that has its scores.
@@ -91,7 +93,8 @@ class Rollout:
         self.apart: dict[Leaf, float] = {}
         self.pictures: dict[tuple[int, int], np.ndarray] = {}
         self.small: dict[tuple[int, int], bytes] = {}
-        self.unet_evals = 0
+        self.unet_evals, self.unet_seconds = 0, 0.0
+        self.moved: Counter[str] = Counter(prefixes=0, pictures=0, trajectories=0)
         self.prefixes_made = 0
         self.seconds = 0.0
         self.began: float | None = None
@@ -126,6 +129,16 @@ class Rollout:
     def finished(self) -> bool:
         """Whether every leaf is made and has its scores, and its trajectory where it was lost."""
         return not self._roles_left and not self._remaking
+
+    @property
+    def samplers(self) -> int:
+        """How many samplers took part."""
+        return len(self._samplers)
+
+    @property
+    def recorded(self) -> int:
+        """Bytes of the trajectories that are kept."""
+        return sum(size for key, size in self._bytes.items() if key[0] == "branches")
 
     @property
     def held(self) -> int:
@@ -218,13 +231,16 @@ class Rollout:
         if call.method in PREFIXES:
             self._prefixes[unit.index], self._maker[unit.index] = results[0], slot.index
             self._bytes["prefix", unit.index] = size
+            self.moved["prefixes"] += size
             ranges = self._waiting.pop(unit.index, [])
             if ranges:
                 self._open.setdefault(unit.index, deque()).extend(ranges)
         elif call.method in BRANCHES:
             self._pace.done(slot.index, high - low, receipt.seconds)
-            self._bytes["pictures", unit.index, low] = receipt.values.get("picture_bytes", 0)
+            pictures = receipt.values.get("picture_bytes", 0)
+            self._bytes["pictures", unit.index, low] = pictures
             self._bytes["branches", unit.index, low] = size
+            self.moved.update(pictures=pictures, trajectories=size)
             for leaf, apart in enumerate(receipt.values.get("apart", ()), low):
                 self.apart[unit.index, leaf] = apart
             for (group, branch), picture in receipt.values.get("small", {}).items():
@@ -233,6 +249,7 @@ class Rollout:
         else:
             self._take_scores(call.role, (unit, low, high), receipt)
         self.unet_evals += receipt.unet_evals
+        self.unet_seconds += receipt.unet_seconds
 
     def _take_branches(self, done: Range, results: Sequence[Any]) -> None:
         unit, low, high = done

@@ -225,7 +225,9 @@ class Updater:
                 meter.add_kl(kl, micro.scale)
             # The sum over the true count: batches, shares and microbatches of any size weigh the
             # same, and the ranks' gradients add up.
-            ((loss * micro.scale).sum() / count * self.loss_scale).backward()
+            whole = (loss * micro.scale).sum() / count * self.loss_scale
+            with self.policy.clock:  # the way back is the UNet's but for a few scalars
+                whole.backward()
             log_ratio = densities.log_prob.detach() - micro.old
             meter.add(micro.step, log_ratio, clipped, None if fresh is None else micro.own)
             if output.grad is not None:

@@ -193,6 +193,12 @@ class RunFolder:
         with contextlib.suppress(OSError), self.events_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 
+    def save_trace(self, actor: str, content: bytes) -> None:
+        """Keep what an actor was traced doing."""
+        folder = self.path / "traces"
+        folder.mkdir(exist_ok=True)
+        write_atomically(folder / f"{actor}.json.gz", content)
+
     def save_scores(
         self, step: int, name: str, prompts: list[str], scores: Mapping[str, np.ndarray]
     ) -> None:

@@ -42,6 +42,7 @@ class Recorder:
         self.state = RunState(window=RewardWindow(stages), scores=RewardWindow(stages))
         self.advance: Callable[[int], Any] = lambda _: None
         self._since = time.perf_counter()
+        self._committing = 0.0  # seconds that the last commit took: its own line precedes it
 
     # --- the life of a run ---------------------------------------------------------------------
 
@@ -140,6 +141,14 @@ class Recorder:
         except OSError as error:
             self.line(f"warning: the branch trees of stage {stage} cannot be kept: {error}")
 
+    def keep_traces(self, traces: Mapping[str, bytes]) -> None:
+        """Keep what the actors were traced doing, if they were; never fails."""
+        try:
+            for actor, content in traces.items():
+                self.folder.save_trace(actor, content)
+        except OSError as error:
+            self.line(f"warning: the traces cannot be kept: {error}")
+
     def finish(self, crew: Crew) -> dict[str, Any]:
         """The LoRA as a file, the pictures side by side, and the summary, which ends the run."""
         file = lora_file.save(self.folder.lora, crew.newest[0], self.config.model.lora)
@@ -206,13 +215,15 @@ class Recorder:
         self._since = now
         self._tell(state.stage, figures, evaluated)
         costs = {k: v for k, v in state.counters.items() if k != "seconds"}
-        self.folder.append_metrics(state.stage, {**figures, **costs, "time/total": seconds}, images)
+        times = {"time/commit": self._committing, "time/total": seconds}
+        self.folder.append_metrics(state.stage, {**figures, **costs, **times}, images)
         made = crew.prefixes.to_commit(state.stage - 1)
         self.folder.commit(state, *crew.newest, crew.kept, made)
         crew.prefixes.forget(state.stage)
         crew.gauges.stage(state.stage, figures)
         self.log.send()
         self.state = state
+        self._committing = time.perf_counter() - now
         return state
 
     def _is_due(self, step: int) -> bool:

@@ -47,6 +47,8 @@ def test_every_stage_reports_its_figures(runner: Runner, undisturbed: str) -> No
         *("branch/pair_rate", "policy/ratio_drift", "policy/clip_fraction", "policy/approx_kl"),
         *("policy/grad_norm", "cost/reward_queries", "cost/unet_evals", "time/sample"),
         *("time/update", "time/sync", "throughput/images_per_second", "fleet/ready"),
+        *("time/select", "time/commit", "time/unet_share_sampler", "time/unet_share_learner"),
+        *("memory/sampler", "memory/learner", "memory/scorer", "cost/bytes_pictures"),
     ):
         assert all(name in line for line in lines[1:]), name
     assert [line["interval"] for line in lines[1:]] == [2, 3, 4]
