@@ -70,3 +70,5 @@ class Tracking(Section):
     beside the runs."""
     experiment: str = "b2ray"
     """MLflow experiment."""
+    parent: str | None = None
+    """Id of the MLflow run that this one belongs to; a sweep sets it for its trials."""
