@@ -57,17 +57,17 @@ def sweep(words: Words) -> int:
     else:
         table(result)
         print(f"comparison {folder.result}")
-    return _exit(found, words, outcomes, stopped)
+    return _exit(outcomes, stopped)
 
 
-def _exit(found: Plan, words: Words, outcomes: Mapping[str, Outcome], stopped: str | None) -> int:
-    again = f"python -m b2ray.run --sweep {words.sweep}"
+def _exit(outcomes: Mapping[str, Outcome], stopped: str | None) -> int:
+    """Say what is left to do; returns the exit code."""
     unfinished = [n for n, o in outcomes.items() if o.state in (State.STOPPED, State.WAITING)]
     if unfinished:
         by = f" by {stopped}" if stopped else ""
         print(
-            f"b2ray: the sweep was stopped{by} with {len(unfinished)} of {len(found.trials)} "
-            f"trials to go; the same command goes on: {again} …",
+            f"b2ray: stopped{by} with {len(unfinished)} of {len(outcomes)} trials to go; the same "
+            "command goes on where they are",
             file=sys.stderr,
         )
         return EXIT_STOPPED

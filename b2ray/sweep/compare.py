@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from scipy import stats
+from scipy.special import stdtrit
 
 from b2ray.discretion import shown
 from b2ray.sweep.folder import lines
@@ -46,12 +47,17 @@ def figure(trial: Trial, metric: str) -> float | None:
     """The trial's figure as far as it is; None if it has none yet."""
     if "/" in metric:
         values = [line[metric] for line in lines(trial) if metric in line]
-        return float(values[-1]) if values else None
+        return _finite(values[-1]) if values else None
     folder = RunFolder(trial.path, trial.config)
     value: Any = folder.summary() if folder.finished else None
     for part in metric.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
-    return float(value) if isinstance(value, int | float) else None
+    return _finite(value)
+
+
+def _finite(value: Any) -> float | None:
+    """JSON has no other numbers, and a mean of others is none."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -60,7 +66,7 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     if n < 2:
         return None
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / n**0.5
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
+    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * error
     return mean - half, mean + half
 
 

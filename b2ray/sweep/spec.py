@@ -137,8 +137,14 @@ class Sweep(Section):
     @classmethod
     def _numbers(cls, grid: Any) -> Any:
         """1e-3 is a text in YAML 1.1, which wants 1.0e-3; here it is the number that is meant."""
-        if not isinstance(grid, Mapping) or not all(isinstance(v, list) for v in grid.values()):
+        if not isinstance(grid, Mapping):
             return grid
+        for field, values in grid.items():
+            if not isinstance(values, list):
+                raise ValueError(
+                    f"grid.{field} is {shown(field, values)}: give a list of values, under the "
+                    "field's whole name such as learner.lr"
+                )
         return {field: [_number(v) for v in values] for field, values in grid.items()}
 
     @property
