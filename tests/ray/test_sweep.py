@@ -69,13 +69,24 @@ def trials(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return [c for c in children if "b2ray.sweep.trial" in c.cmdline()]
 
 
+def heard(process: subprocess.Popen[str], words: str) -> str:
+    """What a process says until it says these words."""
+    said = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        said += line
+        if words in line:
+            return said
+    raise AssertionError(f"it never said {words!r}: {said}")
+
+
 @pytest.mark.timeout(1800)  # four trials, three of them begun twice
 def test_a_sweep_that_is_stopped_and_loses_a_trial_ends_as_if_undisturbed(
     runner: Runner, undisturbed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grid = {"learner.lr": [1e-3, 2e-3], "seed": [0, 1]}
     sweep = Sweep.of(runner, "rates", {"grid": grid, "parallel": 2})
-    first, second, *_ = names = [f"lr{lr}_seed{s}" for lr in (0.001, 0.002) for s in (0, 1)]
+    first, _, third, _ = names = [f"lr{lr}_seed{s}" for lr in (0.001, 0.002) for s in (0, 1)]
 
     # SIGTERM: both trials stop in good order.
     process = sweep.process()
@@ -83,12 +94,18 @@ def test_a_sweep_that_is_stopped_and_loses_a_trial_ends_as_if_undisturbed(
         when(lambda: sweep.lines(first) >= 2, within=600)
         children = trials(process)
         assert len(children) == 2
+        for child in children:
+            child.suspend()  # or it would end before it is asked to
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=300)
+        said = heard(process, "stopping 2 trials")
+        for child in children:
+            child.resume()
+        said += process.communicate(timeout=300)[0]
     finally:
         process.kill()
     assert process.returncode == EXIT_STOPPED, said
     assert not any(c.is_running() for c in children)
+    assert sweep.states()[first] == "stopped" and sweep.lines(first) < 4
     assert "stopped by SIGTERM with" in said and "the same command goes on" in said
     assert {"stopped", "waiting"} >= set(sweep.states().values()) - {"finished"}
     assert "stopped by SIGINT" in (sweep.folder / "trials" / f"{first}.txt").read_text()
@@ -96,24 +113,24 @@ def test_a_sweep_that_is_stopped_and_loses_a_trial_ends_as_if_undisturbed(
     # SIGKILL of a trial: the others go on, and it is named with its cause.
     process = sweep.process()
     try:
-        when(lambda: sweep.lines(second) >= 2 and len(trials(process)) == 2, within=600)
-        (victim,) = [c for c in trials(process) if second in " ".join(c.cmdline())]
+        when(lambda: sweep.lines(third) >= 1, within=600)
+        (victim,) = [c for c in trials(process) if third in " ".join(c.cmdline())]
         victim.kill()
         said, _ = process.communicate(timeout=900)
     finally:
         process.kill()
     assert process.returncode == EXIT_WORKER, said
-    assert f"trial {second} failed: its process was ended by SIGKILL" in said
+    assert f"trial {third} failed: its process was ended by SIGKILL" in said
     assert f"{first}: goes on after stage" in said
-    assert sweep.states() == dict.fromkeys(names, "finished") | {second: "failed"}
+    assert sweep.states() == dict.fromkeys(names, "finished") | {third: "failed"}
 
     # Once more: only what is not finished.
     before = {n: (sweep.folder / n / "metrics.jsonl").stat().st_mtime_ns for n in names}
     assert main(sweep.words) == EXIT_DONE
     said = capsys.readouterr().err
-    assert said.count("finished before") == 3 and f"{second}: goes on after stage" in said
+    assert said.count("finished before") == 3 and f"{third}: goes on after stage" in said
     after = {n: (sweep.folder / n / "metrics.jsonl").stat().st_mtime_ns for n in names}
-    assert {n for n in names if after[n] != before[n]} == {second}
+    assert {n for n in names if after[n] != before[n]} == {third}
     assert sweep.states() == dict.fromkeys(names, "finished")
     assert [len(s["each"]) for s in sweep.result()["settings"]] == [2, 2]
 
