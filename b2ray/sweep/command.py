@@ -40,7 +40,7 @@ def sweep(words: Words) -> int:
         return EXIT_DONE
     if in_job_copy():
         print(f"b2ray: this sweep is kept in {found.folder} on {platform.node()}", file=sys.stderr)
-    with open_sweep(found.folder, found.sweep) as folder:
+    with open_sweep(found) as folder:
         parent = ParentRun(found)
         status, result = "FAILED", None
         try:

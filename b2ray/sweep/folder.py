@@ -14,8 +14,7 @@ import yaml
 
 from b2ray.config import Config
 from b2ray.errors import ConfigError
-from b2ray.sweep.spec import Sweep
-from b2ray.sweep.trials import Trial
+from b2ray.sweep.trials import Plan, Trial
 from b2ray.tracking.folder import RunFolder, dump, write_atomically
 
 
@@ -32,7 +31,7 @@ class SweepFolder:
 
     @property
     def spec(self) -> Path:
-        """What of the file was the sweep's."""
+        """The sweep's file, with what the command line gave over it."""
         return self.path / "sweep.yaml"
 
     def log(self, trial: Trial) -> Path:
@@ -60,12 +59,13 @@ class SweepFolder:
 
 
 @contextlib.contextmanager
-def open_sweep(path: Path, sweep: Sweep) -> Iterator[SweepFolder]:
+def open_sweep(plan: Plan) -> Iterator[SweepFolder]:
     """The sweep's folder, made if it is new.
 
     Raises:
         ConfigError: it is a run's, or in use.
     """
+    path = plan.folder
     if (path / "config.yaml").exists():
         raise ConfigError(f"{path} is the folder of a run: give the sweep another name")
     (path / "trials").mkdir(parents=True, exist_ok=True)
@@ -75,14 +75,19 @@ def open_sweep(path: Path, sweep: Sweep) -> Iterator[SweepFolder]:
         except OSError as error:
             raise ConfigError(f"{path} is in use by another sweep: wait, or end it") from error
         folder = SweepFolder(path)
-        text = yaml.safe_dump(sweep.model_dump(mode="json", exclude_none=True), sort_keys=False)
-        write_atomically(folder.spec, text)
+        asked = {**plan.sweep.model_dump(mode="json", exclude_unset=True), **plan.fields}
+        write_atomically(folder.spec, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
         yield folder
 
 
 def lines(trial: Trial) -> list[dict[str, Any]]:
     """The lines of a trial's metrics.jsonl."""
     return RunFolder(trial.path, trial.config).metrics()
+
+
+def committed(trial: Trial) -> int:
+    """The stages that a trial has for good."""
+    return max(0, RunFolder(trial.path, trial.config).committed)
 
 
 def finished(trial: Trial) -> bool:

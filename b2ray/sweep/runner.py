@@ -16,7 +16,7 @@ from b2ray.fleet.session import StopFlag
 from b2ray.sweep.board import Board
 from b2ray.sweep.compare import Outcome, State
 from b2ray.sweep.early import Halving
-from b2ray.sweep.folder import SweepFolder, busy, finished, lines
+from b2ray.sweep.folder import SweepFolder, busy, committed, finished, lines
 from b2ray.sweep.trials import Plan, Trial
 
 LOOK_EVERY = 0.3  # seconds between looks at the processes
@@ -93,10 +93,9 @@ class Runner:
         """What earlier calls of the command have left."""
         stopped = self.folder.stopped_early() if self._halving else {}
         for trial in self.plan.trials:
-            there = lines(trial)
-            stage = int(there[-1]["step"]) if there else 0
+            stage = committed(trial)
             if self._halving:
-                self._halving.told(trial.name, there)
+                self._halving.told(trial.name, lines(trial))
             if finished(trial):
                 self._settle(trial, Outcome(State.FINISHED), "finished before")
             elif trial.name in stopped:
@@ -109,7 +108,6 @@ class Runner:
 
     def _start(self, trial: Trial, config: Config, address: str) -> None:
         file = self.folder.write_config(trial, config)
-        there = lines(trial)
         with self.folder.log(trial).open("ab") as log:
             popen = subprocess.Popen(
                 [sys.executable, "-m", "b2ray.sweep.trial", f"--config={file}"],
@@ -121,7 +119,7 @@ class Runner:
             )
         self._running.append(Process(trial, popen))
         self.outcomes[trial.name] = Outcome(State.RUNNING)
-        doing = f"goes on after stage {there[-1]['step']}" if there else "starts"
+        doing = f"goes on after stage {committed(trial)}" if trial.path.exists() else "starts"
         self.board.started(trial, doing)
 
     def _look(self, process: Process) -> None:
@@ -152,7 +150,7 @@ class Runner:
         if finished(trial) and code == EXIT_DONE:
             self._settle(trial, Outcome(State.FINISHED), "finished")
         elif process.enough:
-            said = f"stopped early after {lines(trial)[-1]['step']} stages"
+            said = f"stopped early after {committed(trial)} stages"
             self._settle(trial, Outcome(State.STOPPED_EARLY), said)
         elif code == EXIT_STOPPED or process.asked:
             self._settle(trial, Outcome(State.STOPPED), "stopped; the last committed stage stands")

@@ -12,7 +12,7 @@ from b2ray.checks import check_files
 from b2ray.config import SUMMARY_WORDS, Config
 from b2ray.discretion import shown
 from b2ray.errors import ConfigError
-from b2ray.options import Words, base, find, read_yaml, resolved
+from b2ray.options import Words, base, find, merge, read_yaml, resolved
 from b2ray.sweep.spec import Sweep, split
 from b2ray.sweep.values import points
 from b2ray.tracking.folder import refuse_foreign
@@ -57,10 +57,12 @@ class Plan:
     """A sweep with all its trials.
 
     Attributes:
+        fields: what the file and the command line set of the configuration.
         folder: runs/NAME.
     """
 
     sweep: Sweep
+    fields: Mapping[str, Any]
     trials: tuple[Trial, ...]
     folder: Path
 
@@ -86,7 +88,7 @@ def plan(words: Words) -> Plan:
         except ConfigError as error:
             raise ConfigError(f"trial {point.name}: {error}") from error
         trials.append(trial)
-    return Plan(sweep, tuple(trials), trials[0].path.parent)
+    return Plan(sweep, merge(own, given), tuple(trials), trials[0].path.parent)
 
 
 def _read(words: Words) -> tuple[Sweep, dict[str, Any]]:

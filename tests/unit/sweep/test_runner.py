@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from b2ray.errors import EXIT_DONE, ConfigError
 from b2ray.fleet.nodes import Room
@@ -16,7 +17,7 @@ from b2ray.sweep.compare import State
 from b2ray.sweep.folder import busy, open_sweep
 from b2ray.sweep.runner import Process, Runner
 from b2ray.tracking.folder import open_run
-from tests.unit.sweep.conftest import write_lines
+from tests.unit.sweep.conftest import BASIC, write_lines
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def runner(planned):
         plan = planned(**fields)
         board = Board("rates", len(plan.trials), 24 * len(plan.trials))
         boards.append(board)
-        with open_sweep(plan.folder, plan.sweep) as folder:
+        with open_sweep(plan) as folder:
             return Runner(plan, folder, board)
 
     yield make
@@ -101,18 +102,21 @@ def test_a_sweep_and_a_run_do_not_share_a_folder(planned):
     )
     with open_run(run):
         pass
-    with pytest.raises(ConfigError, match="is the folder of a run"), open_sweep(*_of(plan)):
+    with pytest.raises(ConfigError, match="is the folder of a run"), open_sweep(plan):
         pass
 
 
-def test_a_sweep_is_held_by_one_process(planned):
-    plan = planned()
+def test_a_sweep_is_held_by_one_process_and_keeps_what_was_asked(planned):
+    plan = planned("--learner.passes=2", curriculum={"stages": 9})
     with (
-        open_sweep(*_of(plan)),
+        open_sweep(plan) as folder,
         pytest.raises(ConfigError, match="in use by another sweep"),
-        open_sweep(*_of(plan)),
+        open_sweep(plan),
     ):
         pass
+    kept = yaml.safe_load(folder.spec.read_text())
+    assert {k: kept[k] for k in BASIC} == BASIC
+    assert (kept["curriculum"], kept["learner"]) == ({"stages": 9}, {"passes": "2"})
 
 
 def test_a_run_that_somebody_is_at_is_busy(planned):
@@ -155,7 +159,3 @@ def test_a_trial_has_its_share_of_samplers(planned, most, each, given):
     made = _given(config, each, "parent")
     assert (made.fleet.samplers.max, made.tracking.parent) == (given, "parent")
     assert made.identity() == config.identity()
-
-
-def _of(plan):
-    return plan.folder, plan.sweep
