@@ -187,7 +187,7 @@ def test_a_trial_that_does_badly_is_stopped_early_and_stays_so(
         "parallel": 1,
         "stop_early": {"after": 1, "factor": 2},
     }
-    sweep = Sweep.of(runner, "halved", fields, curriculum__stages=40, evaluation__every=0)
+    sweep = Sweep.of(runner, "halved", fields, curriculum__stages=30, evaluation__every=0)
     process = sweep.process()
     try:
         when(lambda: (sweep.folder / "images6" / "metrics.jsonl").exists(), within=800)
@@ -197,7 +197,7 @@ def test_a_trial_that_does_badly_is_stopped_early_and_stays_so(
     assert process.returncode == EXIT_DONE, said
     assert sweep.states() == {"images12": "finished", "images6": "stopped early"}
     stages = sweep.lines("images6")
-    assert 2 <= stages < 40
+    assert 2 <= stages < 31
     assert main(sweep.words) == EXIT_DONE
     assert "images6: stopped early before" in capsys.readouterr().err
     assert sweep.lines("images6") == stages
