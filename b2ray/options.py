@@ -33,6 +33,18 @@ class _Parser(argparse.ArgumentParser):
 
 
 @dataclass(frozen=True)
+class Words:
+    """The command line as it was given: its options, and the fields it sets, unvalidated."""
+
+    config: str | None
+    resume: bool
+    print_config: bool
+    sweep: str | None
+    json: bool
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Options:
     """The resolved configuration and what the command was asked to do with it."""
 
@@ -51,6 +63,15 @@ def find(path: str) -> Path | None:
 
 def parse(argv: Sequence[str]) -> Options:
     """Resolve the command line. Raises `ConfigError` with one sentence; `--help` exits."""
+    words = read_words(argv)
+    if words.sweep is not None or words.json:
+        raise ConfigError("--sweep and its --json go with `b2ray run`: leave them out here")
+    config = resolved(base(words.config, words.resume, words.fields), words.fields)
+    return Options(config, words.resume, words.print_config)
+
+
+def read_words(argv: Sequence[str]) -> Words:
+    """Read the command line. Raises `ConfigError` with one sentence; `--help` exits."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help=f"YAML file (default: {QUICKSTART})")
     parser.add_argument(
@@ -62,14 +83,31 @@ def parse(argv: Sequence[str]) -> Options:
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and end"
     )
+    parser.add_argument(
+        "--sweep",
+        metavar="FILE",
+        help="run several configurations side by side and compare them: YAML of a grid or of "
+        "samples of fields (docs/sweeps.md)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="with --sweep: print the comparison as JSON"
+    )
     asks_help = any(a in ("-h", "--help") for a in argv)
     flags, rest = parser.parse_known_args([a for a in argv if a not in ("-h", "--help")])
-    given = _command_line(rest, parser if asks_help else None)
-    base = _base(flags.config, flags.resume, given)
-    merged = merge(base if "preset" in given else _with_preset(base), _with_preset(given))
+    return Words(fields=_command_line(rest, parser if asks_help else None), **vars(flags))
+
+
+def resolved(*layers: Mapping[str, Any]) -> Config:
+    """The configuration of several layers of values, each over the one before it.
+
+    Of the presets that they name the last one counts, right below the layer that names it.
+    """
+    last = max((i for i, layer in enumerate(layers) if "preset" in layer), default=0)
+    merged: dict[str, Any] = {}
+    for i, layer in enumerate(layers):
+        merged = merge(merged, _with_preset(layer) if i == last else layer)
     config = validated(merged)
-    config = config.model_copy(update={"runs": runs_folder(config.runs)})
-    return Options(config, flags.resume, flags.print_config)
+    return config.model_copy(update={"runs": runs_folder(config.runs)})
 
 
 def in_job_copy() -> bool:
@@ -140,7 +178,7 @@ def _with_preset(values: Mapping[str, Any]) -> dict[str, Any]:
     return merge(read_yaml(path), values) if known else dict(values)
 
 
-def _base(config: str | None, resume: bool, given: Mapping[str, Any]) -> dict[str, Any]:
+def base(config: str | None, resume: bool, given: Mapping[str, Any]) -> dict[str, Any]:
     """The file that the command line is laid over."""
     if config is None and resume:
         if "name" not in given:

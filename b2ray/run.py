@@ -37,7 +37,7 @@ from b2ray.errors import (
 from b2ray.fleet.capacity import preflight
 from b2ray.fleet.rollout import Rollout
 from b2ray.fleet.session import StopFlag, session
-from b2ray.options import in_job_copy, parse
+from b2ray.options import in_job_copy, parse, read_words
 from b2ray.prompts import PromptSets
 from b2ray.tracking.folder import RunFolder, RunState, dump, open_run
 from b2ray.tracking.mlflow_log import MlflowLog
@@ -48,7 +48,12 @@ from b2ray.tracking.show import closing_table
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code of `b2ray.errors`."""
     try:
-        options = parse(sys.argv[1:] if argv is None else argv)
+        argv = sys.argv[1:] if argv is None else argv
+        if any(word.partition("=")[0] == "--sweep" for word in argv):
+            from b2ray.sweep.command import sweep
+
+            return sweep(read_words(argv))
+        options = parse(argv)
         if options.print_config:
             print(dump(options.config), end="")
             return EXIT_DONE

@@ -73,3 +73,5 @@ class Tracking(Section):
     trace: Positive | None = None
     """A stage, counted from 1, whose work is traced: every actor writes what its processor or GPU
     did to runs/NAME/traces, for chrome://tracing or ui.perfetto.dev. Costs time in that stage."""
+    parent: str | None = None
+    """Id of the MLflow run that this one belongs to; a sweep sets it for its trials."""

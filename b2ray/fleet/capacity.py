@@ -109,6 +109,40 @@ def room_for(need: Need, wanted: Sequence[Need], there: Sequence[Room]) -> int:
     return count
 
 
+def side_by_side(runs: Sequence[Sequence[Need]], there: Sequence[Room]) -> int:
+    """How many of these runs, from the first, the nodes hold at once with all that they ask for
+    (of what may be any number, the least). 0 if not even one: it may still do with less.
+    """
+    count = 0
+    while count < len(runs) and _fit(runs[: count + 1], None, there):
+        count += 1
+    return count
+
+
+def samplers_each(runs: Sequence[Sequence[Need]], there: Sequence[Room]) -> int | None:
+    """The most samplers that each of these runs may have, so that none takes what another waits
+    for; None if they do not all have room with the least."""
+    if not _fit(runs, 0, there):
+        return None
+    most = 1
+    capped = [n for needs in runs for n in needs if n.role == "sampler"]
+    while any(n.most is None or n.most > most for n in capped) and _fit(runs, most + 1, there):
+        most += 1
+    return most
+
+
+def _fit(runs: Sequence[Sequence[Need]], samplers: int | None, there: Sequence[Room]) -> bool:
+    """Whether runs have room side by side, each with no more than so many samplers."""
+
+    def count(n: Need) -> int:
+        if samplers is None or n.role != "sampler":
+            return n.most or n.least
+        return max(n.least, samplers if n.most is None else min(n.most, samplers))
+
+    wanted = [n for needs in runs for n in needs for _ in range(count(n))]
+    return isinstance(_pack(wanted, there), list)
+
+
 def _pack(wanted: Sequence[Need], there: Sequence[Room]) -> list[Room] | Need:
     """The room that is left when each is put on the first node with room, largest first, as Ray
     would have to; or the first that fits nowhere."""

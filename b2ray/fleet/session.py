@@ -37,15 +37,18 @@ class StopFlag:
 
 
 @contextlib.contextmanager
-def session(config: Config) -> Iterator[StopFlag]:
+def session(config: Config, together: int = 1) -> Iterator[StopFlag]:
     """Ray for the time of a run: the job's or the named cluster, or one of our own.
+
+    Args:
+        together: how many such runs one of our own has to hold.
 
     A session that was there before (a test's, a notebook's) is used and left running.
     """
     stop = StopFlag()
     ours = not ray.is_initialized()
     if ours:
-        _join_or_start(config)
+        _join_or_start(config, together)
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     stop.install()
     try:
@@ -57,7 +60,7 @@ def session(config: Config) -> Iterator[StopFlag]:
             ray.shutdown()
 
 
-def _join_or_start(config: Config) -> None:
+def _join_or_start(config: Config, together: int) -> None:
     # A machine without telemetry consent asked for should not send any.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = config.fleet.address or os.environ.get("RAY_ADDRESS")
@@ -65,12 +68,12 @@ def _join_or_start(config: Config) -> None:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level="error")
             return
-        wanted = sum((n.most or n.least) * n.together * n.cpus for n in needs(config))
+        wanted = sum((n.most or n.least) * n.together * n.cpus for n in needs(config)) * together
         ray.init(
             address="local",  # never somebody else's Ray on the same machine
             num_cpus=max(os.cpu_count() or 1, math.ceil(wanted)),
             include_dashboard=False,
-            object_store_memory=object_store(config),
+            object_store_memory=object_store(config, together),
             log_to_driver=False,
             logging_level="error",
         )
@@ -81,10 +84,10 @@ def _join_or_start(config: Config) -> None:
         ) from error
 
 
-def object_store(config: Config) -> int:
-    """Bytes of shared memory for Ray started here: two stages, if the machine has them.
+def object_store(config: Config, together: int = 1) -> int:
+    """Bytes of shared memory for Ray started here: two stages of each run, if the machine has them.
 
     What does not fit, Ray spills to disk.
     """
-    wanted = max(MIN_OBJECT_STORE, 2 * plan_cost(config).bytes_per_stage)
+    wanted = max(MIN_OBJECT_STORE, 2 * plan_cost(config).bytes_per_stage) * together
     return min(wanted, int(0.3 * psutil.virtual_memory().total))

@@ -284,7 +284,7 @@ def open_run(config: Config) -> Iterator[RunFolder]:
     """
     path = Path(config.runs) / config.name
     try:
-        _refuse_foreign(config, path)
+        refuse_foreign(config, path)
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / ".lock").open("w")
     except OSError as error:
@@ -295,7 +295,7 @@ def open_run(config: Config) -> Iterator[RunFolder]:
         except OSError as error:
             raise ConfigError(f"{path} is in use by another process: wait, or end it") from error
         # Again, because another process may have made it a run in the meantime.
-        if _refuse_foreign(config, path):
+        if refuse_foreign(config, path):
             for leftover in (path / n for n in ("metrics.jsonl", "mlflow.json", "fleet.jsonl")):
                 leftover.unlink(missing_ok=True)
             write_atomically(path / "config.yaml", dump(config))
@@ -315,7 +315,7 @@ def write_atomically(file: Path, content: str | bytes) -> None:
     part.replace(file)
 
 
-def _refuse_foreign(config: Config, path: Path) -> bool:
+def refuse_foreign(config: Config, path: Path) -> bool:
     """Refuse a folder that is not this run's; tells whether its configuration is to be written.
 
     A run that ended before its first commit has nothing to lose: it may be started differently.

@@ -29,6 +29,7 @@ from b2ray.tracking.folder import RunFolder, write_atomically
 
 RETRY_AFTER = 60.0  # seconds before a store that did not answer is asked again
 FINISH_WITHIN = 120.0  # seconds for the last figures and the LoRA to be sent
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its page shows a run beneath this one
 
 
 class MlflowLog:
@@ -190,7 +191,15 @@ class MlflowLog:
             else client.create_run(
                 experiment,
                 run_name=self.config.name,
-                tags={"b2ray.key": notes["key"], "b2ray.preset": self.config.preset},
+                tags={
+                    "b2ray.key": notes["key"],
+                    "b2ray.preset": self.config.preset,
+                    **(
+                        {PARENT_TAG: self.config.tracking.parent}
+                        if self.config.tracking.parent
+                        else {}
+                    ),
+                },
             )
         )
         # MLflow refuses a parameter that changes: only what a run may not change.

@@ -122,6 +122,38 @@ def test_a_stopped_job_resumes_to_the_same_bytes(cluster_of_two: Local) -> None:
     assert here.lora("stopped") == here.lora("undisturbed")
 
 
+@pytest.mark.timeout(900)  # two trials, each begun twice
+def test_a_stopped_sweep_goes_on(cluster_of_two: Local, tmp_path: Path) -> None:
+    here = cluster_of_two
+    file = tmp_path / "sweep.yaml"
+    file.write_text("{name: seeds, metric: reward/mean, grid: {seed: [0, 1]}, parallel: 2}")
+    settings = {"sweep": file, "learner__threads": 1}
+    job, _, _ = here.submit("seeds", "--no-wait", **settings)
+    when(lambda: min(here.lines("seeds/seed0"), here.lines("seeds/seed1")) >= 1, 400)
+    driver = driver_of("seeds")
+    everyone = [driver, *driver.children()]
+    trials = [p for p in everyone if "b2ray.sweep.trial" in p.cmdline()]
+    for process in everyone:
+        process.suspend()
+    here.ray("job", "stop", "--no-wait", job)
+    # Ray tells the trials, too, and the sweep asks them to stop as well.
+    when(lambda: all(waits_for(p, signal.SIGTERM) for p in (driver, *trials)))
+    for process in everyone:
+        process.resume()
+    when(lambda: "was stopped" in here.ray("job", "status", job).stdout)
+    assert "stopped by SIGTERM with" in here.ray("job", "logs", job).stdout
+    for trial in ("seed0", "seed1"):
+        said = (here.runs / "seeds" / "trials" / f"{trial}.txt").read_text()
+        assert "stopped by SIG" in said or "before and after" in said, said
+
+    _, said, code = here.submit("seeds", **settings)
+    assert code == 0, said
+    assert f"this sweep is kept in {here.runs / 'seeds'}" in said
+    assert "goes on after stage" in said or "finished before" in said
+    result = json.loads((here.runs / "seeds" / "sweep.json").read_text())
+    assert [t["state"] for t in result["trials"]] == ["finished"] * 2
+
+
 def test_a_refused_job_says_why(cluster_of_two: Local) -> None:
     job, said, code = cluster_of_two.submit("wrong", sampling__eta=0)
     assert code == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from b2ray.fleet.capacity import Need, room_for, shortage
+from b2ray.fleet.capacity import Need, room_for, samplers_each, shortage, side_by_side
 from b2ray.fleet.nodes import Room
 
 
@@ -55,3 +55,22 @@ def test_elastic_samplers_take_what_the_others_leave(gpus, expected):
 def test_cpus_bound_elastic_samplers_too():
     sampler = need("sampler", 1, None, cpus=1.5)
     assert room_for(sampler, [need("learner", cpus=1), sampler], rooms(0)) == 2
+
+
+def run(most: int | None, gpus: float = 1.0) -> list[Need]:
+    return [need("learner", gpus=gpus), need("sampler", 1, most, gpus=gpus)]
+
+
+@pytest.mark.parametrize(
+    ("most", "gpus", "expected"), [(3, (8,), 2), (3, (4, 3), 1), (None, (8,), 4), (3, (3,), 0)]
+)
+def test_runs_side_by_side_have_all_that_they_ask_for(most, gpus, expected):
+    assert side_by_side([run(most)] * 5, rooms(*gpus)) == expected
+
+
+@pytest.mark.parametrize(
+    ("most", "gpus", "expected"),
+    [(3, (8,), 3), (3, (6,), 2), (None, (8,), 3), (None, (4,), 1), (5, (3,), None)],
+)
+def test_samplers_are_shared_out_so_that_nobody_waits(most, gpus, expected):
+    assert samplers_each([run(most)] * 2, rooms(*gpus)) == expected
