@@ -2,13 +2,15 @@
 
     python benchmarks/speed.py [--repetitions 5] [--stages 4]   # the tables of docs/performance.md
     python benchmarks/speed.py --cost-growth                    # its plot
+    python benchmarks/speed.py --inside                         # processor time inside the actors
     python benchmarks/speed.py --quick                          # does everything run?
 
 For each workload (benchmarks/speed/workloads.py) one after the other, so often: the floor (a bare
 loop of the same UNet evaluations in as many processes as there are cores), b2ray (the command, with
 a sampler and a rank of the learner for every core), the schedule of the released code, and trl's
 DDPOTrainer, which gets an environment of its own under --folder and is left out, with a message, if
-it cannot be installed. Nothing else should run on the machine.
+it cannot be installed. Nothing else should run on the machine, but for --inside, which counts time
+on a processor.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from speed import growth, ours, peer, report
+from speed import growth, inside, ours, peer, report
 from speed.floor import SIZES, Floor
 from speed.released import Released
 from speed.workloads import WORKLOADS, Workload, layout, quick, work
@@ -33,10 +35,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny work, once; figures say nothing")
     parser.add_argument("--cost-growth", action="store_true", help="stage time by sizes, as a plot")
+    parser.add_argument("--inside", action="store_true", help="what actors do around the UNet")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--stages", type=int, default=4, help="of each run; medians are taken")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--workloads", type=int, nargs="+", default=[0, 1, 2], help="by number")
+    parser.add_argument("--workloads", type=int, nargs="+", default=[0, 1, 2, 3], help="by number")
     parser.add_argument("--without", nargs="+", choices=RIVALS, default=[])
     parser.add_argument("--folder", type=Path, default=Path("runs/speed"), help="of all files")
     parser.add_argument(
@@ -57,6 +60,15 @@ def main() -> None:
             report.write(output, {"growth": growth.table(found)})
         return
     chosen = [WORKLOADS[j] for j in given.workloads]
+    if given.inside:
+        parts = {
+            "inside": inside.table({w.name: inside.measure(w.config()) for w in chosen}),
+            "batches": inside.batches(inside.by_batch(chosen[0].config(), SIZES)),
+        }
+        print("\n\n".join(parts.values()))
+        if output:
+            report.write(output, parts)
+        return
     if given.quick:
         chosen, given.repetitions, given.stages = [quick(w) for w in chosen], 1, 1
     with Bench(chosen, given, folder) as bench:

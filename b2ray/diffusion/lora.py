@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import Linear
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from b2ray.config import Lora
 from b2ray.diffusion.lora_file import State, digest
@@ -45,6 +46,15 @@ def add(unet: Any, config: Lora, seed: int) -> None:
         for module in unet.modules():
             if isinstance(module, Linear):
                 module.forward = MethodType(_folded, module)
+
+
+def layers(unet: torch.nn.Module) -> list[BaseTunerLayer]:
+    """The modules that have an adapter.
+
+    Their own `enable_adapters` is what the UNet's comes to, which looks for them, and for peft's
+    version, at every call.
+    """
+    return [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def parameters(unet: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

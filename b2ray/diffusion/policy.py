@@ -76,11 +76,13 @@ class Policy:
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
         """The base model: the adapter is switched off inside."""
-        self.pipeline.unet.disable_adapters()
+        for layer in self._adapted:
+            layer.enable_adapters(False)
         try:
             yield
         finally:
-            self.pipeline.unet.enable_adapters()
+            for layer in self._adapted:
+                layer.enable_adapters(True)
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
         """The prompts that a tokenizer cuts off."""
@@ -262,6 +264,7 @@ class Policy:
         if model.channels_last:
             unet.to(memory_format=torch.channels_last)
         lora.add(unet, model.lora, self.config.seed)
+        self._adapted = lora.layers(unet)
         unet.eval()
         if model.gradient_checkpointing:
             unet.enable_gradient_checkpointing()

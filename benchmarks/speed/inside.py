@@ -7,7 +7,7 @@ own code without Ray. What is lost between actors (waiting, messages, commits) i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +26,6 @@ from b2ray.prefixes import Pool
 from b2ray.rewards import Panel
 from speed.floor import loops
 from speed.report import markdown
-from speed.workloads import Workload
 
 
 class ProcessorClock(Clock):
@@ -91,7 +90,7 @@ def measure(config: Config) -> dict[str, Spent]:
     return {"sampling": sampling, "learning": learning}
 
 
-def by_batch(config: Config, sizes: tuple[int, ...]) -> dict[int, tuple[float, float]]:
+def by_batch(config: Config, sizes: Sequence[int]) -> dict[int, tuple[float, float]]:
     """Processor milliseconds of a guided evaluation: forward, and forward and back."""
     calls, found = loops(config), {}
     for size in sizes:
@@ -108,16 +107,22 @@ def by_batch(config: Config, sizes: tuple[int, ...]) -> dict[int, tuple[float, f
     return found
 
 
-def table(workload: Workload, found: dict[str, Spent]) -> str:
-    """Seconds of each phase and its parts, and how much longer it takes than its UNet."""
+def table(found: Mapping[str, Mapping[str, Spent]]) -> str:
+    """Seconds of each workload's phases and their parts, and each phase over its UNet."""
     rows = []
-    for phase, spent in found.items():
-        unet = spent.parts["UNet"]
-        cells = [f"{spent.parts.get(p, 0.0):.2f}" for p in ("UNet", "decoding", "scoring")]
-        over = f"{spent.whole / unet:.3f}"
-        rows.append([workload.name, phase, *cells, f"{spent.rest:.2f}", over])
-    heads = ["workload", "phase", "UNet", "decoding", "scoring", "the rest", "phase / UNet"]
+    for name, phases in found.items():
+        for phase, spent in phases.items():
+            cells = [f"{spent.parts.get(p, 0.0):.2f}" for p in ("UNet", "decoding", "scoring")]
+            over = f"{spent.rest / spent.parts['UNet']:.1%}"
+            rows.append([name, phase, *cells, f"{spent.rest:.2f}", over])
+    heads = ["workload", "phase", "UNet", "decoding", "scoring", "the rest", "rest / UNet"]
     return markdown(heads, rows)
+
+
+def batches(found: Mapping[int, tuple[float, float]]) -> str:
+    """Milliseconds of an evaluation by batch size."""
+    rows = [[str(size), *(f"{value:.2f}" for value in both)] for size, both in found.items()]
+    return markdown(["latents a call", "forward, ms each", "forward and back, ms each"], rows)
 
 
 @contextmanager

@@ -94,6 +94,7 @@ def settings(config: Config, folder: Path, threads: int, epochs: int) -> dict[st
         "steps": config.sampling.steps,
         "guidance": config.sampling.guidance,
         "batch": batch,
+        "sample_batch": config.branching.branch_batch,
         "inner_epochs": config.learner.passes,
         "lr": config.learner.lr,
         "clip": config.objective.clip_nats / 256,

@@ -20,7 +20,6 @@ def main() -> None:
     given = json.loads(sys.argv[1])
     torch.set_num_threads(given["threads"])
     draw = random.Random(given["seed"])
-    batch = given["batch"]
     config = DDPOConfig(
         seed=given["seed"],
         mixed_precision="no",
@@ -28,9 +27,9 @@ def main() -> None:
         save_freq=10**9,
         sample_num_steps=given["steps"],
         sample_guidance_scale=given["guidance"],
-        sample_batch_size=batch,
-        sample_num_batches_per_epoch=given["images"] // batch,
-        train_batch_size=batch,
+        sample_batch_size=given["sample_batch"],
+        sample_num_batches_per_epoch=given["images"] // given["sample_batch"],
+        train_batch_size=given["batch"],
         train_num_inner_epochs=given["inner_epochs"],
         train_learning_rate=given["lr"],
         train_clip_range=given["clip"],

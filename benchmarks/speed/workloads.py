@@ -46,8 +46,9 @@ LEAST = {
 
 
 def layout(cores: int) -> dict[str, object]:
-    """A sampler and a rank of the learner for every core, of one thread each."""
+    """A sampler, a scorer and a rank of the learner for every core, of one thread each."""
     return {
+        "fleet.scorers.count": cores,
         "fleet.samplers.min": cores,
         "fleet.samplers.max": cores,
         "learner.ranks": cores,
@@ -66,6 +67,12 @@ PLAIN = {
 WORKLOADS = (
     # As the demo is: configs/quickstart.yaml.
     Workload("quickstart", (), {}),
+    # The same in larger calls: two cores have one branch call each.
+    Workload(
+        "quickstart, calls of 64",
+        (),
+        {"branching.unit_groups": 8, "branching.branch_batch": 64, "learner.microbatch": 64},
+    ),
     # The released experiments' lengths: T = 20, the last 14, five branches, best and worst leaf,
     # two passes, 128 trajectories a step; a tenth of their pictures.
     Workload(
@@ -76,8 +83,8 @@ WORKLOADS = (
             **{"sampling.steps": 20, "sampling.guidance": 5},
             **{"curriculum.start": 14, "curriculum.end": 14, "selection.kind": "best_worst"},
             **{"branching.images": 120, "branching.branches": 5},
-            **{"branching.unit_groups": 6, "branching.branch_batch": 30},
-            **{"learner.passes": 2, "learner.batch": 128},
+            **{"branching.unit_groups": 12, "branching.branch_batch": 60},
+            **{"learner.passes": 2, "learner.batch": 128, "learner.microbatch": 112},
         },
     ),
     # DDPO with the settings of trl's trainer: every step of every picture, once.
@@ -89,8 +96,9 @@ WORKLOADS = (
             **{"preset": "ddpo", "sampling.steps": 10, "sampling.guidance": 5},
             **{"curriculum.start": 10, "curriculum.end": 10},
             **{"branching.images": 128, "branching.branches": 1},
-            **{"branching.unit_groups": 16, "branching.branch_batch": 16},
+            **{"branching.unit_groups": 64, "branching.branch_batch": 64},
             **{"learner.lr": 3e-4, "learner.passes": 1, "learner.batch": 32},
+            **{"learner.microbatch": 80},
         },
     ),
 )

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 def test_the_ruler_measures_everybody(tmp_path: Path) -> None:
     page = tmp_path / "performance.md"
     page.write_text((ROOT / "docs" / "performance.md").read_text(encoding="utf-8"))
-    command = [sys.executable, "benchmarks/speed.py", "--quick", "--cores=2", "--workloads", "1"]
-    command += ["2", f"--folder={tmp_path}", f"--output={page}"]
+    command = [sys.executable, "benchmarks/speed.py", "--quick", "--cores=2", "--workloads", "2"]
+    command += ["3", f"--folder={tmp_path}", f"--output={page}"]
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     # An index that is not there: the peer cannot be installed.
     env |= {"PIP_NO_INDEX": "1", "PIP_RETRIES": "0"}

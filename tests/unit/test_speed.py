@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from speed import peer, report
+from speed import inside, peer, report
 from speed.floor import calls, fastest
 from speed.growth import SIZES, Point, sized, slope
 from speed.ours import read
@@ -42,8 +42,9 @@ def test_rivals_do_what_they_can_do():
     assert released.selection.kind == "best_worst" and released.objective.kl_weight == 0
     assert ddpo.selection.kind == "all" and ddpo.objective.kl_weight == 0
     assert ddpo.interval_bounds == (ddpo.sampling.steps,) * 2
-    # trl's batches are whole, and its adapter has this rank.
-    assert ddpo.branching.images % ddpo.learner.batch == 0
+    # trl's batches are whole, those of sampling of those of training; its adapter has this rank.
+    assert ddpo.branching.images % ddpo.branching.branch_batch == 0
+    assert ddpo.branching.branch_batch % ddpo.learner.batch == 0
     assert (ddpo.model.lora.rank, ddpo.model.lora.alpha) == (4, 4)
 
 
@@ -139,8 +140,18 @@ def test_texts_go_between_their_marks(tmp_path):
 
 def test_the_page_has_all_marks():
     text = find("docs/performance.md").read_text(encoding="utf-8")
-    for mark in ("speed", "phases", "machine", "growth"):
+    for mark in ("speed", "phases", "machine", "growth", "inside", "batches"):
         assert text.count(f"<!-- {mark} -->\n") == text.count(f"<!-- /{mark} -->") == 1
+
+
+@pytest.mark.slow
+def test_a_stage_is_taken_apart_in_processor_time():
+    found = inside.measure(QUICK[0].config())
+    for phase in found.values():
+        assert 0 < phase.parts["UNet"] < phase.whole and phase.rest > 0
+    assert found["sampling"].parts.keys() == {"UNet", "decoding", "scoring"}
+    line = inside.table({"a": found}).splitlines()[2]
+    assert line.startswith("| a | sampling | ") and line.endswith("% |")
 
 
 def test_the_exponent_of_a_straight_line_is_one():
