@@ -1,7 +1,7 @@
 """`{configuration}`: every field of a configuration, from the models of `b2ray.config`.
 
-A section of the configuration becomes a section of the page, a field a `confval`, which has an anchor
-and stands in the index. The text of a field is its docstring.
+A section of the configuration becomes a section of the page, a field a `confval`, which has an
+anchor and stands in the index. The text of a field is its docstring.
 """
 
 from __future__ import annotations
