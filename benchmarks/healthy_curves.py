@@ -41,14 +41,10 @@ RUNS = {
         [f"--rewards={BUSY}", "--objective.kl_weight=0"],
     ),
 }
-ROWS = {
-    "reward/mean": "reward/mean",
-    "heldout/judge": "heldout/judge",
-    "branch/within_std": "branch/within_std",
-    "policy/clip_fraction": "policy/clip_fraction",
-    "policy/kl_reference": "policy/kl_reference",
-    "diversity/pairwise": "diversity/pairwise",
-}
+ROWS = (
+    *("reward/mean", "heldout/judge", "branch/within_share"),
+    *("policy/clip_fraction", "policy/kl_reference", "diversity/pairwise"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,7 +85,7 @@ def curves(runs: Path) -> plt.Figure:
             if key != "reward/mean":  # the hacked reward has another unit
                 _share(axes[row])
             if not column:
-                axis.set_ylabel(ROWS[key].replace("/", "/\n"), fontsize=8)
+                axis.set_ylabel(key.replace("/", "/\n"), fontsize=8)
         axes[0][column].set_title(title, fontsize=10)
         axes[-1][column].set_xlabel("stage", fontsize=9)
     return figure
