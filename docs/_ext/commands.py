@@ -6,9 +6,9 @@ import contextlib
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
-from typing import ClassVar
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -18,13 +18,13 @@ from sphinx.util.typing import ExtensionMetadata
 from b2ray.cli import COMMANDS, USAGE
 
 COLUMNS = "88"
+# Where a command has a usage of its own before that of the fields, the first is the better one.
+AGAIN = re.compile(r"(?<=\n)usage: python -m b2ray\.run.*", re.S)
 FIELDS = "\n  --name str "  # from here on the help is that of the configuration's fields
 
 
 class Commands(SphinxDirective):
     """A section for each command of `b2ray`."""
-
-    option_spec: ClassVar = {}
 
     def run(self) -> list[nodes.Node]:
         """The sections as docutils nodes."""
@@ -34,11 +34,12 @@ class Commands(SphinxDirective):
 
 def sections() -> Iterator[str]:
     """Markdown of all commands."""
-    yield f"```text\n{USAGE.strip()}\n```\n"
+    yield f"## b2ray\n\n```text\n{USAGE.strip()}\n```\n"
     for words, (module, line) in COMMANDS.items():
         yield f"## b2ray {words}\n\n{line[0].upper()}{line[1:]}.\n"
         text = helped(module)
         own, fields, _ = text.partition(FIELDS)
+        own = AGAIN.sub("", own)
         yield f"```text\n{own.strip()}\n```\n"
         if fields:
             yield "And every field of the [configuration](configuration.md).\n"

@@ -11,7 +11,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from docutils import nodes
@@ -31,11 +31,11 @@ class Configuration(SphinxDirective):
     """All fields of `Config`, section by section; with `rewards`, the options of every kind."""
 
     optional_arguments = 1
-    option_spec: ClassVar = {}
 
     def run(self) -> list[nodes.Node]:
         """The page's content as docutils nodes."""
-        text = "\n".join(options() if self.arguments else configuration(Config))
+        fields = ["## The run\n", *configuration(Config)]
+        text = "\n".join(options() if self.arguments else fields)
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 
 

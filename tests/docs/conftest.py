@@ -21,7 +21,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     found = Sandbox(tmp_path_factory.mktemp("docs"), state)
     try:
         with found.cluster():
-            found.prepare(["--config", "configs/quickstart.yaml", "--name=mine"])
+            found.prepare()
             yield found
     finally:
         shutil.rmtree(state, ignore_errors=True)

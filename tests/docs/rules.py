@@ -158,6 +158,11 @@ def with_job(words: list[str], text: str, known: Known) -> Way:
     return Way(text.replace(" ID", f" {known.job}"))
 
 
+def making_a_token(words: list[str], text: str, known: Known) -> Way:
+    """`ray get-auth-token --generate`, as where no cluster's token is known yet."""
+    return Way(f"env --unset RAY_AUTH_TOKEN_PATH --unset RAY_AUTH_MODE {shlex.join(words)}")
+
+
 def watching(words: list[str], text: str, known: Known) -> Way:
     """`b2ray watch`, at a free port."""
     port = known.port()
@@ -172,8 +177,10 @@ def ui(words: list[str], text: str, known: Known) -> Way:
 
 
 def demo(words: list[str], text: str, known: Known) -> Way:
-    """`make demo` with a short run's fields."""
-    argv, _, name = known.shorten(["--config", "configs/quickstart.yaml"])
+    """`make demo` with a short run's fields; it makes the run that pages speak of as `mine`."""
+    argv, key, name = known.shorten(["--config", "configs/quickstart.yaml", "--name=mine"])
+    if "make demo" not in known.done:  # the quickstart by another name has been run with it, too
+        known.done.add(f"run {key}")
     more = shlex.join(argv[2:])
     return Way(f"make demo ARGS={shlex.quote(more)}", key="make demo", fresh=name)
 
@@ -190,7 +197,7 @@ RULES: dict[str, Rule] = {
     "python -m b2ray.run": training,
     "b2ray check": checking,
     "b2ray sample": once,
-    "b2ray export": once,
+    "b2ray export": as_it_is,
     "b2ray report": once,
     "b2ray watch": watching,
     "python -m b2ray.shapes.demonstrations": as_it_is,
@@ -202,7 +209,7 @@ RULES: dict[str, Rule] = {
     "ray job status": with_job,
     "ray job logs": with_job,
     "ray job stop": with_job,
-    "ray get-auth-token": as_it_is,
+    "ray get-auth-token": making_a_token,
     "make demo": demo,
     "make env": as_it_is,
     "make ui": ui,

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 
+from b2ray.config import Config
 from b2ray.shapes.demonstrations import draw
 from tests.docs.rules import Known, Way, rule
 from tests.docs.small import shortened
@@ -106,10 +107,10 @@ class Sandbox:
         if self.prepared.exists():
             shutil.copytree(self.prepared, runs / "mine")
 
-    def prepare(self, argv: Sequence[str]) -> None:
-        """The run that pages speak of as `mine`."""
+    def prepare(self) -> None:
+        """The run that pages speak of as `mine`: the demo's."""
         self.begin()
-        self.do(["python", "-m", "b2ray.run", *argv], "")
+        self.do(["make", "demo"], "make demo")
         shutil.copytree(self.here / "runs" / "mine", self.prepared)
 
     def do(self, words: list[str], text: str) -> None:
@@ -192,7 +193,20 @@ class Sandbox:
 
     def _shortened(self, argv: Sequence[str]) -> tuple[list[str], str, str]:
         short, config = shortened(list(argv), self.models)
-        return short, repr((config.identity(), config.fleet)), config.name
+        return short, alike(config), config.name
+
+
+def alike(config: Config) -> str:
+    """What runs have in common that need not be run twice: all but amounts that change no code's
+    way."""
+    objective = {"kl_weight": float(config.objective.kl_weight > 0)}
+    same = {
+        "seed": 0,
+        "learner": config.learner.model_copy(update={"lr": 1.0}),
+        "objective": config.objective.model_copy(update=objective),
+    }
+    found = config.model_copy(update=same)
+    return repr((found.identity(), found.fleet))
 
 
 def unfinish(run: Path) -> None:
