@@ -30,7 +30,7 @@ extensions = [
     *("myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"),
     *("configuration", "commands", "mathml"),  # of docs/_ext
 ]
-nitpicky = False
+smartquotes = False  # --config is no dash
 suppress_warnings = ["myst.header"]  # a page may begin below the first level
 
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist"]
