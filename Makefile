@@ -7,7 +7,7 @@ TESTED := $(VENV)/.ready-for-tests
 ARGS ?=
 PORT ?= 5000
 
-.PHONY: demo test test-fast chaos style quality ui env seeds
+.PHONY: demo test test-fast chaos style quality ui env seeds docs
 
 demo: $(READY)  ## train the embedded model and show it
 	$(PY) -m b2ray.run --config configs/quickstart.yaml $(ARGS)
@@ -21,16 +21,20 @@ test-fast: $(TESTED)  ## the tests that take seconds
 chaos: $(TESTED)  ## break the fleet in every way, and write the table in docs/reliability.md
 	B2RAY_CHAOS_TABLE=docs/reliability.md $(PY) -m pytest tests/chaos $(ARGS)
 
-seeds: $(READY)  ## three seeds of the demo, as the table in the README
+seeds: $(READY)  ## three seeds of the demo, as the table in docs/tutorials/laptop.md
 	$(PY) benchmarks/demo_seeds.py $(ARGS)
 
+docs: $(READY)  ## the site of the documentation, in build/docs
+	$(PY) -m sphinx --builder html --conf-dir docs --fail-on-warning --keep-going --quiet . build/docs $(ARGS)
+	@echo build/docs/index.html
+
 style: $(READY)  ## format
-	$(PY) -m ruff check --fix b2ray cluster tests benchmarks
-	$(PY) -m ruff format b2ray cluster tests benchmarks
+	$(PY) -m ruff check --fix b2ray cluster tests benchmarks docs
+	$(PY) -m ruff format b2ray cluster tests benchmarks docs
 
 quality: $(READY)  ## lint, format and types, without changing anything
-	$(PY) -m ruff check b2ray cluster tests benchmarks
-	$(PY) -m ruff format --check b2ray cluster tests benchmarks
+	$(PY) -m ruff check b2ray cluster tests benchmarks docs
+	$(PY) -m ruff format --check b2ray cluster tests benchmarks docs
 	$(PY) -m mypy
 
 ui: $(READY)  ## MLflow on the runs of this folder

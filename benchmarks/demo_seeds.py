@@ -1,4 +1,4 @@
-"""The quickstart with several seeds: the table of the README, with time and peak memory.
+"""The quickstart with several seeds: the laptop tutorial's table, with time and peak memory.
 
     python benchmarks/demo_seeds.py [--seeds 0 1 2] [--runs runs/seeds] [-- --section.field=value …]
 

@@ -1,0 +1,92 @@
+"""Every command of the documentation runs: on small models, a few stages, in a sandbox."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from tests.docs.pages import PAGES, ROOT, Block, Command, blocks
+from tests.docs.rules import LOOKED_AT, RULES, missing, rule
+from tests.docs.sandbox import Sandbox
+
+SHELL = "sh"
+LANGUAGES = {SHELL, "text", "python", "yaml", "json", "math"}
+BLOCKS = {page: blocks(page) for page in PAGES}
+COMMANDS = [
+    command
+    for found in BLOCKS.values()
+    for block in found
+    if block.language == SHELL
+    for command in block.commands()
+]
+
+
+def looked_at(command: Command) -> str:
+    """The entry of `LOOKED_AT` that a command would be."""
+    return " ".join(command.text.partition(" #")[0].split())
+
+
+RUNNING = list(dict.fromkeys(c.page for c in COMMANDS if looked_at(c) not in LOOKED_AT))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_block_says_what_it_is(page: str) -> None:
+    for block in BLOCKS[page]:
+        language = block.language.strip("{}").partition("}")[0]
+        if block.language.startswith("{"):  # a directive of the site
+            continue
+        assert language in LANGUAGES, (
+            f"{block}: a block of {block.language or 'no language'}: mark commands as `sh`, what "
+            "is no code as `text`"
+        )
+
+
+def test_every_command_is_known() -> None:
+    unknown = [str(c) for c in COMMANDS if looked_at(c) not in LOOKED_AT and rule(c.words) is None]
+    assert not unknown, (
+        "nobody has said how to run these commands: give their first words a rule in "
+        "tests/docs/rules.py, or list them there in LOOKED_AT with the reason why they cannot be "
+        "run here:\n" + "\n".join(unknown)
+    )
+
+
+def test_nothing_is_listed_that_is_not_there() -> None:
+    assert {*LOOKED_AT} - {looked_at(c) for c in COMMANDS} == set()
+    used = {rule(c.words) for c in COMMANDS}
+    assert [key for key, made in RULES.items() if made not in used] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_a_command_names_what_is_there(command: Command) -> None:
+    assert missing(command.text, ROOT) == []
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(3600)  # a page has up to a dozen commands, each with its own limit
+@pytest.mark.parametrize("page", RUNNING)
+def test_the_commands_of_a_page_run(sandbox: Sandbox, page: str) -> None:
+    sandbox.begin()
+    for block in BLOCKS[page]:
+        if block.language == SHELL:
+            for command in block.commands():
+                _run(sandbox, command)
+        elif block.file:
+            (sandbox.here / block.file).write_text(block.text)
+        elif block.language == "python":
+            _run_python(sandbox, block)
+
+
+def _run(sandbox: Sandbox, command: Command) -> None:
+    if looked_at(command) in LOOKED_AT:
+        return
+    try:
+        sandbox.do(command.words, command.text)
+    except AssertionError as failed:
+        pytest.fail(f"{command}\n{failed}", pytrace=False)
+
+
+def _run_python(sandbox: Sandbox, block: Block) -> None:
+    done = sandbox.shell(f"python -c {shlex.quote(block.text)}")
+    assert done.returncode == 0, f"{block}\n{done.stdout}"

@@ -1,0 +1,42 @@
+"""docs/howto/read_figures.md has every figure that a run writes, and no other."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.docs.pages import ROOT, spans
+from tests.docs.sandbox import Sandbox
+
+KINDS = "branch|cost|demonstrations|diversity|fleet|policy|prefix|replay|throughput|time"
+NAMED = f"{KINDS}|eval|heldout|reward"  # by rewards or prompt sets, too
+PAGE = {s for s in spans("docs/howto/read_figures.md") if re.match(rf"({NAMED})/\w", s)}
+CODE = {
+    name
+    for file in (ROOT / "b2ray").rglob("*.py")
+    for name in re.findall(rf'"((?:{KINDS})/[a-z_]+)"', file.read_text(encoding="utf-8"))
+}
+
+
+def general(name: str) -> str:
+    """A figure's name as the page has it: with NAME for a reward's, and NN for a step's."""
+    name = re.sub(r"step_\d\d$", "step_NN", name)
+    return re.sub(r"^((?:eval/\w+|heldout|reward)/)(?!reward$|mean$)\w+$", r"\1NAME", name)
+
+
+def test_the_page_has_the_figures_of_the_code() -> None:
+    assert len(CODE) > 20
+    assert not CODE - PAGE
+    fixed = {name for name in PAGE if re.fullmatch(rf"(?!diversity)({KINDS})/[a-z_]+", name)}
+    assert not fixed - CODE
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(3600)
+def test_the_page_has_the_figures_of_a_run(sandbox: Sandbox) -> None:
+    lines = (sandbox.prepared / "metrics.jsonl").read_text().splitlines()
+    found = {key for line in lines for key in json.loads(line)} - {"step", "time", "images"}
+    assert not {general(name) for name in found} - {*PAGE, "interval"}
