@@ -16,7 +16,7 @@ CLUSTER = "it needs a cluster that is not here"
 CLOUD = "it needs a cloud and its credentials"
 KUBERNETES = "it needs a Kubernetes cluster"
 NETWORK = "it needs a package index or a hub"
-HOURS = "it takes minutes to hours; tests/unit has its parts"
+HOURS = "it takes minutes to hours; tests/unit and tests/ray have its parts"
 ITSELF = "it is the tests themselves, or changes files of the repository"
 
 LOOKED_AT = {
@@ -27,6 +27,10 @@ LOOKED_AT = {
     "make quality": ITSELF,
     "make docs": "tests/docs/test_site.py builds the site",
     ".venv/bin/python benchmarks/sample_efficiency.py": HOURS,
+    ".venv/bin/python benchmarks/speed.py": HOURS,
+    ".venv/bin/python benchmarks/speed.py --inside": HOURS,
+    ".venv/bin/python benchmarks/speed.py --cost-growth": HOURS,
+    "b2ray run --sweep configs/sweeps/quickstart.yaml": HOURS,
     "python3.11 -m venv .venv": "the sandbox has its .venv",
     ".venv/bin/pip install torch==2.13.0": NETWORK,
     "hf download CompVis/stable-diffusion-v1-4 --local-dir models/sd14": NETWORK,

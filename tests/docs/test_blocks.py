@@ -12,8 +12,9 @@ import yaml
 
 from b2ray.cli import COMMANDS
 from b2ray.config import Config
-from b2ray.options import merge, parse, validated
+from b2ray.options import merge, parse, read_words, validated
 from b2ray.rewards import check
+from b2ray.sweep.spec import split
 from tests.docs.pages import PAGES, ROOT, Block, blocks, spans
 
 YAML = [block for page in PAGES for block in blocks(page) if block.language == "yaml"]
@@ -45,6 +46,8 @@ def test_a_configuration_is_sound(
     monkeypatch.syspath_prepend(tmp_path)
     for part in parts(block):
         values = yaml.safe_load(part)
+        if {"grid", "sample"} & values.keys():
+            _, values = split({"name": "any", "metric": "heldout/judge", **values}, str(block))
         least = {} if "demonstrations" in values else LEAST
         config = validated(merge(least, values))
         for reward in config.all_rewards:
@@ -58,6 +61,9 @@ def test_a_run_in_the_text_is_accepted(page: str, span: str) -> None:
     said = span.replace("FILE", "configs/quickstart.yaml").replace("=N", "=1")
     words = shlex.split(said)
     argv = words[3:] if words[0] == "python" else words[2:]
+    if "--sweep" in argv:
+        assert read_words(argv).sweep
+        return
     argv = [word for word in argv if not word.startswith(("--variance", "--json"))]
     assert isinstance(parse(argv).config, Config)
 

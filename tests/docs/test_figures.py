@@ -10,14 +10,13 @@ import pytest
 from tests.docs.pages import ROOT, spans
 from tests.docs.sandbox import Sandbox
 
-KINDS = "branch|cost|demonstrations|diversity|fleet|policy|prefix|replay|throughput|time"
+KINDS = "branch|cost|demonstrations|diversity|fleet|memory|policy|prefix|replay|throughput|time"
 NAMED = f"{KINDS}|eval|heldout|reward"  # by rewards or prompt sets, too
 PAGE = {s for s in spans("docs/howto/read_figures.md") if re.match(rf"({NAMED})/\w", s)}
-CODE = {
-    name
-    for file in (ROOT / "b2ray").rglob("*.py")
-    for name in re.findall(rf'"((?:{KINDS})/[a-z_]+)"', file.read_text(encoding="utf-8"))
-}
+SOURCE = "\n".join(f.read_text(encoding="utf-8") for f in (ROOT / "b2ray").rglob("*.py"))
+CODE = set(re.findall(rf'"((?:{KINDS})/[a-z_]+)"', SOURCE))
+# The beginnings of names that the code puts together, by role or by kind.
+BEGUN = tuple(re.findall(rf'f"((?:{KINDS})/[a-z_]*)\{{', SOURCE))
 
 
 def general(name: str) -> str:
@@ -30,7 +29,7 @@ def test_the_page_has_the_figures_of_the_code() -> None:
     assert len(CODE) > 20
     assert not CODE - PAGE
     fixed = {name for name in PAGE if re.fullmatch(rf"(?!diversity)({KINDS})/[a-z_]+", name)}
-    assert not fixed - CODE
+    assert not {name for name in fixed - CODE if not name.startswith(BEGUN)}
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def test_the_released_run():
 
 
 def test_a_run_that_was_made():
-    """The laptop tutorial's table had 5,760 reward queries and 68,688 evaluations for each of its seeds."""
+    """The demo once had 5,760 reward queries and 68,688 evaluations for each of its seeds."""
     cost = plan_cost(
         config(
             sampling={"steps": 10, "guidance": 2.0},
