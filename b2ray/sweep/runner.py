@@ -23,6 +23,8 @@ LOOK_EVERY = 0.3  # seconds between looks at the processes
 # Seconds that trials have to end in good order: less than what `ray job stop` gives a sweep on the
 # clusters of cluster/. A run that is killed can be gone on with as well.
 STOP_WITHIN = 45.0
+# Seconds in which trials end whose sweep was killed: Ray's own patience, if it went along.
+LEFT_OVER = 90.0
 
 
 @dataclass
@@ -73,7 +75,7 @@ class Runner:
             configs: what each trial's process is given, by the trial's name.
             address: the Ray that all runs join.
         """
-        until = time.monotonic() + STOP_WITHIN
+        until = time.monotonic() + LEFT_OVER
         try:
             while (self.waiting or self._running) and stop.signal is None:
                 for trial in list(self.waiting):

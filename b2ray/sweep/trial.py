@@ -18,8 +18,8 @@ from b2ray.errors import EXIT_STOPPED
 
 def main() -> int:
     """Run with the arguments of the command line; returns the exit code of `b2ray.errors`."""
-    threading.Thread(target=_watch, daemon=True).start()
     try:
+        threading.Thread(target=_watch, daemon=True).start()
         return run.main()
     except KeyboardInterrupt:  # before the run has taken the signals over
         return EXIT_STOPPED

@@ -8,7 +8,7 @@ import sys
 import pytest
 import yaml
 
-from b2ray.errors import EXIT_DONE, ConfigError
+from b2ray.errors import EXIT_DONE, EXIT_STOPPED, ConfigError
 from b2ray.fleet.nodes import Room
 from b2ray.run import main
 from b2ray.sweep.board import Board
@@ -81,6 +81,20 @@ def test_the_cause_of_a_failure_is_found(runner, code, said, cause):
     made._end(Process(trial, ended), code)
     assert made.outcomes[trial.name].state == State.FAILED
     assert made.outcomes[trial.name].cause == cause
+
+
+def test_a_trial_whose_sweep_is_gone_stops_resumably(tmp_path):
+    """Its standard input has ended; tests/ray has one that was at work."""
+    words = ["--config=configs/quickstart.yaml", f"--runs={tmp_path}"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "b2ray.sweep.trial", *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert ended.returncode == EXIT_STOPPED, ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_finished_sweep_shows_its_comparison_again_without_ray(planned, tmp_path, capsys):
