@@ -7,10 +7,10 @@
 
 For each workload (benchmarks/speed/workloads.py) one after the other, so often: the floor (a bare
 loop of the same UNet evaluations in as many processes as there are cores), b2ray (the command, with
-a sampler, a scorer and a rank of the learner for every core), the schedule of the released code, and trl's
-DDPOTrainer, which gets an environment of its own under --folder and is left out, with a message, if
-it cannot be installed. Nothing else should run on the machine, but for --inside, which counts time
-on a processor.
+a sampler, a scorer and a rank of the learner for every core), the schedule of the released code,
+and trl's DDPOTrainer, which gets an environment of its own under --folder and is left out, with a
+message, if it cannot be installed. Nothing else should run on the machine, but for --inside, which
+counts time on a processor.
 """
 
 from __future__ import annotations
