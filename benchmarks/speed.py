@@ -7,10 +7,10 @@
 
 For each workload (benchmarks/speed/workloads.py) one after the other, so often: the floor (a bare
 loop of the same UNet evaluations in as many processes as there are cores), b2ray (the command, with
-a sampler and a rank of the learner for every core), the schedule of the released code, and trl's
-DDPOTrainer, which gets an environment of its own under --folder and is left out, with a message, if
-it cannot be installed. Nothing else should run on the machine, but for --inside, which counts time
-on a processor.
+a sampler, a scorer and a rank of the learner for every core), the schedule of the released code,
+and trl's DDPOTrainer, which gets an environment of its own under --folder and is left out, with a
+message, if it cannot be installed. Nothing else should run on the machine, but for --inside, which
+counts time on a processor.
 """
 
 from __future__ import annotations
@@ -57,20 +57,21 @@ def main() -> None:
         growth.plot(found, picture)
         print(growth.table(found))
         if output:
-            report.write(output, {"growth": growth.table(found)})
+            shown = f"![How a stage's time grows with its sizes]({picture.name})"
+            report.write(output, {"growth": f"{growth.table(found)}\n\n{shown}"})
         return
     chosen = [WORKLOADS[j] for j in given.workloads]
+    if given.quick:
+        chosen, given.repetitions, given.stages = [quick(w) for w in chosen], 1, 1
     if given.inside:
         parts = {
             "inside": inside.table({w.name: inside.measure(w.config()) for w in chosen}),
-            "batches": inside.batches(inside.by_batch(chosen[0].config(), SIZES)),
+            "batches": inside.batches(inside.by_batch(chosen[0].config(), sizes(given))),
         }
         print("\n\n".join(parts.values()))
         if output:
             report.write(output, parts)
         return
-    if given.quick:
-        chosen, given.repetitions, given.stages = [quick(w) for w in chosen], 1, 1
     with Bench(chosen, given, folder) as bench:
         for repetition in range(given.repetitions):
             for workload in chosen:
@@ -80,6 +81,11 @@ def main() -> None:
     print("\n\n".join(parts.values()))
     if output:
         report.write(output, {**parts, "machine": report.machine(given)})
+
+
+def sizes(given: argparse.Namespace) -> tuple[int, ...]:
+    """Batch sizes that are tried."""
+    return (2, 4) if given.quick else SIZES
 
 
 class Bench:
@@ -95,8 +101,7 @@ class Bench:
         wanted = {r for w in workloads for r in w.rivals} - set(given.without)
         self.peer = peer.install(folder / "peer-env") if "peer" in wanted else None
         self.released = "released" in wanted
-        sizes = (2, 4) if given.quick else SIZES
-        self.floors = {w.name: Floor(w.config(), given.cores, sizes) for w in workloads}
+        self.floors = {w.name: Floor(w.config(), given.cores, sizes(given)) for w in workloads}
 
     def __enter__(self) -> Bench:
         return self
