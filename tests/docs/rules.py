@@ -124,8 +124,8 @@ def once(words: list[str], text: str, known: Known) -> Way:
 
 
 def training(words: list[str], text: str, known: Known) -> Way:
-    """`python -m b2ray.run …`, on small models."""
-    at = words.index("b2ray.run") + 1
+    """`python -m b2ray.run …` or `b2ray run …`, on small models."""
+    at = 2 if words[0] == "b2ray" else words.index("b2ray.run") + 1
     if {"--help", "--print-config"} & {*words}:
         return once(words, text, known)
     argv, key, name = known.shorten(words[at:])
@@ -199,6 +199,7 @@ def nodes(words: list[str], text: str, known: Known) -> Way:
 
 RULES: dict[str, Rule] = {
     "python -m b2ray.run": training,
+    "b2ray run": training,
     "b2ray check": checking,
     "b2ray sample": once,
     "b2ray export": as_it_is,

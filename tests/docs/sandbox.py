@@ -34,6 +34,7 @@ PYTHON = f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'
 B2RAY = f"""#!/bin/sh
 exec "{sys.executable}" -c 'import sys; from b2ray.cli import main; sys.exit(main())' "$@"
 """
+FOREIGN = ("RAY_ADDRESS", "RAY_API_", "RAY_AUTH_", "RAY_JOB_")  # would lead to another cluster
 WITHIN = 600.0  # seconds after which a command is called hung
 
 
@@ -67,7 +68,7 @@ class Sandbox:
         (place.parent / ".ready").touch()
         home = self.here.parent / "home"
         home.mkdir()
-        own = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        own = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
         path = [str(place), str(Path(sys.executable).parent), os.environ["PATH"]]
         self.clean = {
             **own,

@@ -6,6 +6,7 @@ import shlex
 
 import pytest
 
+from b2ray.errors import ConfigError
 from tests.docs.pages import PAGES, ROOT, Block, Command, blocks
 from tests.docs.rules import LOOKED_AT, RULES, missing, rule
 from tests.docs.sandbox import Sandbox
@@ -83,7 +84,7 @@ def _run(sandbox: Sandbox, command: Command) -> None:
         return
     try:
         sandbox.do(command.words, command.text)
-    except AssertionError as failed:
+    except (AssertionError, ConfigError) as failed:
         pytest.fail(f"{command}\n{failed}", pytrace=False)
 
 
