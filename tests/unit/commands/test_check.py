@@ -52,7 +52,7 @@ def test_what_is_shown_is_whole(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     numbers = ", ".join(f"0.{n:04d}" for n in range(30))
     words = f"step_weights: [{numbers}], a_name_that_is_wider_than_the_terminal_{'x' * 80}, [bold]"
-    _show([Finding("step weights", words)], as_json=False)
+    _show([Finding("step weights", words)])
     shown = capsys.readouterr().out
     assert max(len(line) for line in shown.splitlines()) <= 60
     assert words.replace(" ", "") in "".join(shown.split())
