@@ -19,13 +19,13 @@ class Difference:
 
     Attributes:
         mean: of the differences, paired by prompt and seed; its p is the paired test's.
-        better: share of the pictures (of the prompts, for diversity) for which the second has more.
-        worse: share for which it has less.
+        higher: share of the pictures (of the prompts, for diversity) on which the second has more.
+        lower: share on which it has less.
     """
 
     mean: Estimate
-    better: float
-    worse: float
+    higher: float
+    lower: float
 
 
 def figures(found: Evaluated, unit: Unit) -> dict[str, Estimate]:

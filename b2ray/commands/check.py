@@ -224,8 +224,9 @@ def make_parser() -> argparse.ArgumentParser:
         "learner. It says what the run will cost, whether each reward is sound, how far "
         "ratios are from 1, and how much memory each actor took. Nothing is written, but with "
         "--variance a picture.",
-        epilog="examples: b2ray check --config configs/sd14_template1.yaml · "
-        "b2ray check --config my.yaml --variance --sampling.steps=10",
+        epilog="""examples:
+  b2ray check --config configs/sd14_template1.yaml
+  b2ray check --config my.yaml --variance --sampling.steps=10""",
         fields=True,
     )
     parser.add_argument(

@@ -7,6 +7,7 @@ import contextlib
 import json
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +28,16 @@ from b2ray.errors import (
 from b2ray.options import runs_folder, sentence
 
 
+class Lines(argparse.HelpFormatter):
+    """Descriptions and examples keep their lines; what is too long is wrapped."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(
+            textwrap.fill(line, width, initial_indent=indent, subsequent_indent=indent)
+            for line in text.splitlines()
+        )
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that complains in one sentence instead of a page of usage.
 
@@ -36,13 +47,13 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, *, fields: bool = False, **more: Any) -> None:
-        super().__init__(**more, allow_abbrev=False)
+        super().__init__(**more, allow_abbrev=False, formatter_class=Lines)
         self._takes_fields = fields
         if fields:
             self.add_argument_group(
                 "fields of the configuration",
-                "--section.field=value sets any of them, such as --fleet.samplers.max=4; "
-                "b2ray run --help explains them all",
+                "Any of them may be given as --section.field=value, such as "
+                "--fleet.samplers.max=4; b2ray run --help explains them all.",
             )
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:

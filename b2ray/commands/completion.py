@@ -81,7 +81,6 @@ def make_parser() -> argparse.ArgumentParser:
         prog="b2ray completion",
         description="Print a script that lets a shell complete commands, options, their values, "
         "files, and the names of runs in the working directory's runs.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=TOLD,
     )
     parser.add_argument("shell", choices=SHELLS, help="the shell")

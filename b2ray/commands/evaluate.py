@@ -10,12 +10,14 @@ import argparse
 import contextlib
 import itertools
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -68,7 +70,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         document = _document(given, setting, found, notes)
         document["files"] = _keep(folder, given, setting, found)
         tables = [_table(name, entry) for name, entry in document["sets"].items()]
-        _say(Console(highlight=False), tables, document)
+        width = None if sys.stdout.isatty() else WIDTH
+        _say(Console(width=width, highlight=False), tables, document)
         with (folder / "table.txt").open("w", encoding="utf-8") as file:
             _say(Console(file=file, width=WIDTH, highlight=False), tables, document)
         text = json.dumps(document, indent=2, ensure_ascii=False)
@@ -158,6 +161,8 @@ def _set(
         "unit": unit,
         "figures": {policy: _plain(estimates) for policy, estimates in each.items()},
     }
+    for figure in itertools.chain(*(found.values() for found in entry["figures"].values())):
+        del figure["p"]  # that a score's mean is 0 is nobody's question
     if len(given) == 2:
         first, second = found
         entry["differences"] = _plain(differences(first, second, unit))
@@ -244,25 +249,25 @@ def _say(console: Console, tables: Sequence[Table], document: Mapping[str, Any])
 
 def _table(name: str, entry: Mapping[str, Any]) -> Table:
     title = f"{name}: {entry['pictures']} pictures of {entry['prompts']} prompts"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("")
     policies, apart = entry["figures"], entry.get("differences", {})
     for policy in policies:
         table.add_column(policy, justify="right", overflow="fold")
     if apart:
-        for column in ("difference", "p", "higher / lower"):
+        for column in ("difference", "p", "higher on", "lower on"):
             table.add_column(column, justify="right")
-    table.add_column("over")
+    table.add_column("over", no_wrap=True)
     for figure, first in next(iter(policies.values())).items():
         if figure == "reward" and _is_single(entry):
             continue
         cells = [_plus_minus(found.get(figure), "") for found in policies.values()]
         if figure in apart:
             mean = apart[figure]["mean"]
-            shares = f"{apart[figure]['better']:.0%} / {apart[figure]['worse']:.0%}"
-            cells += [_plus_minus(mean, "+"), _p(mean["p"]), shares]
+            shares = (f"{apart[figure][which]:.0%}" for which in ("higher", "lower"))
+            cells += [_plus_minus(mean, "+"), _p(mean["p"]), *shares]
         elif apart:
-            cells += ["", "", ""]
+            cells += [""] * 4
         label = f"diversity ({figure})" if figure in ("pairwise", "vendi") else figure
         table.add_row(label, *cells, f"{first['units']} {first['unit']}s")
     return table
@@ -294,9 +299,11 @@ def make_parser() -> argparse.ArgumentParser:
         "model alone: the same prompts and seeds for all, every reward and the diversity of the "
         "pictures, with confidence intervals and paired tests. What is not given is as in the "
         "configuration of the first run; then a finished run has the figures of its summary.",
-        epilog="examples: b2ray evaluate mine · b2ray evaluate mine other --images 512 · "
-        "b2ray evaluate mine --prompts unseen.txt --seed 1 · "
-        "b2ray evaluate --config my.yaml --lora somebodys.safetensors",
+        epilog="""examples:
+  b2ray evaluate mine
+  b2ray evaluate mine other --images 512
+  b2ray evaluate mine --prompts unseen.txt --seed 1
+  b2ray evaluate --config my.yaml --lora somebodys.safetensors""",
         fields=True,
     )
     parser.add_argument(

@@ -97,9 +97,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser = Parser(
         prog="b2ray export",
-        description="Write a run's LoRA for other programs: the finished one, or that of the last\n"
+        description="Write a run's LoRA for other programs: the finished one, or that of the last "
         "committed stage of a run that is not finished.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"formats:\n{formats}",
     )
     add_run(parser)

@@ -37,14 +37,14 @@ def test_differences_are_paired():
     found = differences(evaluated(0, a=noise), evaluated(0, a=noise + rise), "picture")
     assert found["a"].mean.mean == pytest.approx(1.0)
     assert found["a"].mean.half < 0.05 and found["a"].mean.p < 1e-6
-    assert (found["a"].better, found["a"].worse) == (1.0, 0.0)
+    assert (found["a"].higher, found["a"].lower) == (1.0, 0.0)
     assert found["vendi"].mean.mean == 0 and found["vendi"].mean.p is None
 
 
-def test_ties_are_neither_better_nor_worse():
+def test_ties_are_neither_higher_nor_lower():
     first, second = evaluated(0, a=np.zeros(18)), evaluated(1, a=np.repeat([1.0, 0.0, -1.0], 6))
     found = differences(first, second, "prompt")["a"]
-    assert (found.better, found.worse) == pytest.approx((1 / 3, 1 / 3))
+    assert (found.higher, found.lower) == pytest.approx((1 / 3, 1 / 3))
 
 
 def test_only_figures_of_both_are_compared():

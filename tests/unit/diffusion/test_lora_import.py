@@ -139,14 +139,14 @@ def test_what_would_not_be_the_lora_is_refused(tmp_path, tensors, notes, sentenc
 def test_files_that_cannot_be_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="there is no LoRA"):
         read_lora(tmp_path / "none.safetensors")
-    with pytest.raises(ConfigError, match="has no .safetensors file"):
+    with pytest.raises(ConfigError, match=r"has no \.safetensors file"):
         read_lora(tmp_path)
     (tmp_path / "x.pt").write_bytes(b"")
     with pytest.raises(ConfigError, match="pickled weights run code"):
         read_lora(tmp_path / "x.pt")
     for name in ("a.safetensors", "b.safetensors"):
         (tmp_path / name).write_bytes(b"no")
-    with pytest.raises(ConfigError, match="has 2 .safetensors files"):
+    with pytest.raises(ConfigError, match=r"has 2 \.safetensors files"):
         read_lora(tmp_path)
     with pytest.raises(ConfigError, match="cannot be read as safetensors"):
         read_lora(tmp_path / "a.safetensors")
