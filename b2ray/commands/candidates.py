@@ -76,8 +76,8 @@ def candidates(args: argparse.Namespace) -> tuple[list[Candidate], Setting]:
     """
     if len(args.run) + len(args.lora) > 2:
         raise ConfigError("more than two policies are given: compare two at a time")
-    found = [find_trained(run, args.runs, args.stage if i == 0 else None)
-             for i, run in enumerate(args.run)]  # fmt: skip
+    stages = [args.stage, None]
+    found = [find_trained(run, args.runs, n) for run, n in zip(args.run, stages, strict=False)]
     configs = [overridden(read_yaml(t.path / "config.yaml"), args.fields) for t in found]
     own = configs[0] if configs and not args.config else None
     config = (

@@ -57,11 +57,19 @@ class Parser(argparse.ArgumentParser):
             )
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        found, rest = self.parse_known_args(args, namespace)
+        words = list(sys.argv[1:] if args is None else args)
+        # By hand: argparse takes --field=value for a positional if there is a space in the value.
+        fields = [w for w in words if self._is_field(w)]
+        found, rest = self.parse_known_args([w for w in words if w not in fields], namespace)
         if rest and not self._takes_fields:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
-        found.fields = rest
+        found.fields = [*fields, *rest]
         return found
+
+    def _is_field(self, word: str) -> bool:
+        name, equals, _ = word.partition("=")
+        known = name in self._option_string_actions
+        return self._takes_fields and word.startswith("--") and bool(equals) and not known
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message} ({self.prog} --help lists all options)")

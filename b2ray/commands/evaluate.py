@@ -232,7 +232,9 @@ def _output(args: argparse.Namespace, candidate: Candidate) -> Iterator[Path]:
 
 def _say(console: Console, tables: Sequence[Table], document: Mapping[str, Any]) -> None:
     for table in tables:
-        console.print(table)
+        console.print(table, "")
+    if any("vendi" in found for e in document["sets"].values() for found in e["figures"].values()):
+        console.print("pairwise and vendi say how different the pictures of a prompt are.")
     console.print(
         f"± is half of a {LEVEL:.0%} interval by Student's t over what stands in the last column: "
         "over pictures it is for these prompts and other seeds, over prompts for other prompts "
@@ -249,13 +251,20 @@ def _say(console: Console, tables: Sequence[Table], document: Mapping[str, Any])
 
 def _table(name: str, entry: Mapping[str, Any]) -> Table:
     title = f"{name}: {entry['pictures']} pictures of {entry['prompts']} prompts"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
     table.add_column("")
     policies, apart = entry["figures"], entry.get("differences", {})
     for policy in policies:
         table.add_column(policy, justify="right", overflow="fold")
     if apart:
-        for column in ("difference", "p", "higher on", "lower on"):
+        for column in ("difference", "p", "higher", "lower"):
             table.add_column(column, justify="right")
     table.add_column("over", no_wrap=True)
     for figure, first in next(iter(policies.values())).items():
@@ -268,8 +277,7 @@ def _table(name: str, entry: Mapping[str, Any]) -> Table:
             cells += [_plus_minus(mean, "+"), _p(mean["p"]), *shares]
         elif apart:
             cells += [""] * 4
-        label = f"diversity ({figure})" if figure in ("pairwise", "vendi") else figure
-        table.add_row(label, *cells, f"{first['units']} {first['unit']}s")
+        table.add_row(figure, *cells, f"{first['units']} {first['unit']}s")
     return table
 
 

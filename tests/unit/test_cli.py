@@ -48,7 +48,8 @@ def test_help_explains_every_option_in_a_persons_words(command, capsys, monkeypa
     shown = capsys.readouterr().out
     for word in ("None", "null", "==SUPPRESS==", "tuple[", "dict[", "JSON string", "(default: ())"):
         assert word not in shown
-    _, *lines = shown.split("options:", 1)[1].splitlines()
+    options = shown.split("options:", 1)[1].split("fields of the configuration:")[0]
+    _, *lines = options.splitlines()
     for line, following in itertools.pairwise([*lines, ""]):
         if line.startswith("  -"):
             # An option's own text stands beside it, or beneath it if it is long.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from b2ray.commands.candidates import candidates
-from b2ray.commands.evaluate import _table, main, make_parser
+from b2ray.commands.evaluate import _hacking, _table, main, make_parser
 from b2ray.errors import EXIT_CONFIG, ConfigError
+from b2ray.evaluation import Evaluated
 from tests.models import PROMPTS
 
 
@@ -165,3 +167,17 @@ def test_the_table_says_how_sure_it_is():
 def test_one_reward_does_not_stand_there_twice():
     assert not any("reward" in s for s in shown(entry(reward=[0, 1, 0.1], clip=[0, 1, 0.1])))
     assert any("reward" in s for s in shown(entry(reward=[0, 1, 0.1], clip=[0, 2, 0.1])))
+
+
+def test_a_reward_that_is_hacked_is_noted(find):
+    held = '[{"name": "size", "kind": "jpeg_compressibility"}]'
+    given, setting = find("done", f"--evaluation.heldout_rewards={held}")
+    rise = np.linspace(0.5, 1.5, 8)
+
+    def evaluated(reward: np.ndarray, size: np.ndarray) -> Evaluated:
+        return Evaluated({"reward": reward, "size": size}, [*"aabbccdd"], None, [], {})
+
+    zero = np.zeros(8)
+    (note,) = _hacking(given, setting, {"train": [evaluated(zero, zero), evaluated(rise, -rise)]})
+    assert "on the train set the reward rises from base model to done, but size" in note
+    assert not [*_hacking(given, setting, {"train": [evaluated(zero, zero)] * 2})]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from b2ray.fleet.capacity import Need, room_for, shortage
+from b2ray.fleet.capacity import Need, needs, room_for, shortage
 from b2ray.fleet.nodes import Room
+from tests.models import config
 
 
 def need(role: str, least: int = 1, most: int | None = 1, gpus: float = 0.0, **over) -> Need:
@@ -55,3 +56,10 @@ def test_elastic_samplers_take_what_the_others_leave(gpus, expected):
 def test_cpus_bound_elastic_samplers_too():
     sampler = need("sampler", 1, None, cpus=1.5)
     assert room_for(sampler, [need("learner", cpus=1), sampler], rooms(0)) == 2
+
+
+def test_what_only_evaluates_asks_for_no_learner(models):
+    found = config(models, fleet__samplers__max=3)
+    whole, without = needs(found), needs(found, trains=False)
+    assert [n.role for n in whole] == ["learner", "sampler", "scorer"]
+    assert without == whole[1:]
