@@ -11,12 +11,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from b2ray.checks import check_model, check_rewards, read_prompts
-from b2ray.commands.common import with_sampling
+from b2ray.commands.common import configuration, with_sampling
 from b2ray.confidence import Unit
 from b2ray.config import Config, Model, Reward
 from b2ray.diffusion.lora_file import State, digest
 from b2ray.errors import ConfigError
-from b2ray.options import overridden, parse, read_yaml, sentence
+from b2ray.options import overridden, read_yaml, sentence
 from b2ray.prompts import read
 from b2ray.prompts.templates import BUILT_IN
 from b2ray.rewards.combine import Statistics
@@ -80,9 +80,7 @@ def candidates(args: argparse.Namespace) -> tuple[list[Candidate], Setting]:
     found = [find_trained(run, args.runs, n) for run, n in zip(args.run, stages, strict=False)]
     configs = [overridden(read_yaml(t.path / "config.yaml"), args.fields) for t in found]
     own = configs[0] if configs and not args.config else None
-    config = (
-        own or parse([*([f"--config={args.config}"] if args.config else []), *args.fields]).config
-    )
+    config = own or configuration(args)
     given = [_of_run(*pair) for pair in zip(found, configs, strict=True)]
     given += [_of_file(Path(file).expanduser(), config.model) for file in args.lora]
     if not given:

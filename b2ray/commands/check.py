@@ -22,7 +22,7 @@ from rich.table import Column, Table
 from b2ray.actors.worker import Memory
 from b2ray.branching import work_units
 from b2ray.checks import check_files
-from b2ray.commands.common import Parser, add_json, execute
+from b2ray.commands.common import Parser, add_json, configuration, execute
 from b2ray.commands.variance import advice, measure, picture, weights
 from b2ray.config import Config
 from b2ray.cost import Cost, plan_cost
@@ -31,7 +31,7 @@ from b2ray.demonstrations import demonstration_units, too_small
 from b2ray.errors import EXIT_CONFIG, EXIT_DONE, ConfigError, WorkerError
 from b2ray.fleet.capacity import preflight
 from b2ray.fleet.session import session
-from b2ray.options import QUICKSTART, parse
+from b2ray.options import QUICKSTART
 from b2ray.prompts import PromptSets
 from b2ray.tracking.show import Progress
 
@@ -74,7 +74,7 @@ def check(args: argparse.Namespace) -> dict[str, Any]:
 def look(args: argparse.Namespace) -> Iterator[Finding]:
     """What is found, in the order in which it is tried."""
     variance = args.variance
-    config = parse([*([f"--config={args.config}"] if args.config else []), *args.fields]).config
+    config = configuration(args)
     if variance and not Path(variance).absolute().parent.is_dir():
         raise ConfigError(f"--variance={variance}: there is no such folder; make it first")
     if variance and not config.rewards:

@@ -25,7 +25,7 @@ from b2ray.errors import (
     Stopped,
     WorkerError,
 )
-from b2ray.options import runs_folder, sentence
+from b2ray.options import parse, runs_folder, sentence
 
 
 class Lines(argparse.HelpFormatter):
@@ -98,6 +98,16 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="the folder of all runs, where names are looked up (default: runs)",
     )
+
+
+def configuration(args: argparse.Namespace) -> Config:
+    """The configuration in --config, or the quickstart's, with the fields that are given over it.
+
+    Raises:
+        ConfigError: the file or a field is wrong.
+    """
+    file = [f"--config={args.config}"] if args.config else []
+    return parse([*file, *args.fields]).config
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -303,9 +303,7 @@ def _end(server: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _random_kills(
-    stages: Callable[[], int], gap: tuple[int, int], seed: int
-) -> Iterator[list[str]]:
+def _random_kills(stages: Callable[[], int], gap: tuple[int, int], seed: int) -> Iterator[list[str]]:
     """Kill a random actor of this user's chaos cluster every few stages, at any moment of a stage.
 
     Counted in stages, not in seconds: a fast machine's run is hit as often as a slow one's.
@@ -351,7 +349,9 @@ def _actors() -> list[psutil.Process]:
     "stages",
     [
         pytest.param(24, marks=pytest.mark.timeout(900), id="24-stages"),
-        pytest.param(200, marks=[pytest.mark.nightly, pytest.mark.timeout(3000)], id="200-stages"),
+        pytest.param(
+            200, marks=[pytest.mark.nightly, pytest.mark.timeout(3000)], id="200-stages"
+        ),
     ],
 )
 def test_random_kills(
