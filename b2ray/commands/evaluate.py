@@ -90,12 +90,13 @@ def measure(
     reference = setting.reference
     progress = Progress(0, 0)
     try:
-        for model, some in itertools.groupby(given, lambda candidate: candidate.model):
+        for model, alike in itertools.groupby(given, lambda candidate: candidate.model):
+            some = list(alike)
             config = setting.config.model_copy(update={"model": model})
             crew = Crew(config, PromptSets(every), stop, trains=False)
             crew.roster.tell = lambda event: progress.line(event.line) if event.line else None
             try:
-                with progress.bar("loading models", 0, ""):
+                with progress.bar("loading models", 0, ""), _naming(some):
                     crew.complete()
                 notes += [
                     f"{model.path} reads only the beginning of {p!r}" for p in crew.too_long()
@@ -118,12 +119,19 @@ def measure(
 def _bind(crew: Crew, version: int, candidate: Candidate) -> None:
     """Give the samplers a candidate's LoRA, proven by digest; the base model comes first."""
     weights = candidate.weights
-    if weights is None:
-        return
+    if weights is not None:
+        with _naming([candidate]):
+            crew.restored(version, digest(weights), weights, {}, None, (), {})
+
+
+@contextlib.contextmanager
+def _naming(some: Sequence[Candidate]) -> Iterator[None]:
+    """A LoRA from a file that does not fit the model is named in what is said of it."""
     try:
-        crew.restored(version, digest(weights), weights, {}, None, (), {})
+        yield
     except ConfigError as error:
-        raise ConfigError(f"{candidate.name}: {error}") from error
+        named = "".join(f"{c.name}: " for c in some if "file" in c.source)
+        raise ConfigError(f"{named}{error}") from error
 
 
 # --- what came of it -----------------------------------------------------------------------------

@@ -126,15 +126,22 @@ def test_a_base_model_alone(runner: Runner, undisturbed: str, evaluate) -> None:
     assert not any(name.startswith("sheet") for name in document["files"])
 
 
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("mid_block.attentions.0.transformer_blocks.0.attn1.to_q", "wrong: the LoRA's mid_block"),
+        ("mid_block.attentions.9.transformer_blocks.0.attn1.to_q", "wrong: model.lora.targets"),
+    ],
+)
 def test_a_lora_of_another_model_is_a_sentence(
-    runner: Runner, undisturbed: str, evaluate, tmp_path
+    runner: Runner, undisturbed: str, evaluate, tmp_path, module, said
 ) -> None:
-    name = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-    wrong = {f"{name}.lora_A.weight": torch.ones(2, 9), f"{name}.lora_B.weight": torch.ones(9, 2)}
+    shapes = {"lora_A": (2, 9), "lora_B": (9, 2)}
+    wrong = {f"unet.{module}.{which}.weight": torch.ones(shape) for which, shape in shapes.items()}
     safetensors.torch.save_file(wrong, tmp_path / "wrong.safetensors")
     code, document = evaluate(undisturbed, "--lora", tmp_path / "wrong.safetensors")
     assert code == EXIT_CONFIG
-    assert document["error"].startswith("wrong: the LoRA's ")
+    assert document["error"].startswith(said)
     folder = runner.runs / undisturbed / "evaluate"
     assert all(any(made.iterdir()) for made in folder.glob("*"))  # no empty folder is left
 
