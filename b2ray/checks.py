@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from b2ray.config import Config
+from b2ray.config import Config, Reward
 from b2ray.demonstrations import Demonstration, read_folder
 from b2ray.diffusion.families import FAMILIES
 from b2ray.errors import ConfigError
@@ -23,10 +23,20 @@ def check_files(config: Config) -> PromptSets:
         ConfigError: one sentence that names the field and the remedy.
     """
     check_model(config.model.path)
-    for reward in config.all_rewards:
+    check_rewards(config.all_rewards)
+    return read_prompts(config)
+
+
+def check_rewards(rewards: Iterable[Reward]) -> None:
+    """Refuse a reward whose kind, options or local model are not there."""
+    for reward in rewards:
         check(reward)
         if reward.path and find(reward.path) is None and not _may_be_hub_id(reward.path):
             raise ConfigError(f"reward {reward.name!r}: there is no folder {reward.path!r}")
+
+
+def read_prompts(config: Config) -> PromptSets:
+    """The prompt files and the demonstrations of a configuration."""
     train, heldout = config.prompts.train, config.prompts.heldout
     folder = config.demonstrations.path
     shown = read_folder(folder) if folder else ()

@@ -12,10 +12,15 @@ from b2ray.errors import EXIT_CONFIG, EXIT_DONE
 COMMANDS = {
     "run": ("b2ray.run", "fine-tune a model (as python -m b2ray.run)"),
     "check": ("b2ray.commands.check", "look a configuration over before it is run"),
+    "evaluate": ("b2ray.commands.evaluate", "score a LoRA beside its base model or another one"),
     "sample": ("b2ray.commands.sample", "draw pictures with and without a run's LoRA"),
     "export": ("b2ray.commands.export", "write a run's LoRA for diffusers, ComfyUI, AUTOMATIC1111"),
     "report": ("b2ray.commands.report", "write a run's page: figures, pictures, branch trees"),
     "watch": ("b2ray.commands.watch", "serve a run's page while the run goes on"),
+    "completion": (
+        "b2ray.commands.completion",
+        "print a script that lets a shell complete all this",
+    ),
     "shapes build": ("b2ray.shapes.build.__main__", "train the embedded model from scratch"),
 }
 USAGE = "usage: b2ray COMMAND …\n\n{}\n\nb2ray COMMAND --help says more.\n".format(

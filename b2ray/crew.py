@@ -13,7 +13,7 @@ import ray
 from b2ray.actors.learner import Learner
 from b2ray.actors.sampler import Sampler
 from b2ray.actors.scorer import Scorer
-from b2ray.actors.worker import Memory, Place, Receipt
+from b2ray.actors.worker import UNBOUND, Memory, Place, Receipt
 from b2ray.branching import RewardWindow, WorkUnit
 from b2ray.config import Config
 from b2ray.diffusion.lora_file import State, digest
@@ -57,10 +57,12 @@ class Updated:
 
 
 class Crew:
-    """Samplers, scorers and the learner of one run."""
+    """Samplers, scorers and the learner of one run; without a learner it only evaluates."""
 
-    def __init__(self, config: Config, prompts: PromptSets, stop: StopFlag) -> None:
-        self.config = config
+    def __init__(
+        self, config: Config, prompts: PromptSets, stop: StopFlag, trains: bool = True
+    ) -> None:
+        self.config, self._needs = config, needs(config, trains)
         self.scorers = scorers(config)
         self.roster = Roster(self._roles(prompts), config.fleet)
         self.dispatcher = Dispatcher(self.roster, stop, config.fleet.stall_timeout)
@@ -75,7 +77,7 @@ class Crew:
         self._kept: list[Kept] = []  # what the next stage trains on again, by refs of the driver's
 
     def _roles(self, prompts: PromptSets) -> list[Role]:
-        config, wanted = self.config, needs(self.config)
+        config, wanted = self.config, self._needs
         evaluated = [p for texts in prompts.evaluated().values() for p in texts]
         known = list(dict.fromkeys([*evaluated, *prompts.trained()]))
 
@@ -304,10 +306,15 @@ class Crew:
         reference: Statistics | None,
         progress: Callable[[int], Any],
     ) -> Evaluated:
-        """Figures of the newest policy on a prompt set, fixed seeds (`b2ray.evaluation`)."""
+        """Figures of the newest policy on a prompt set, fixed seeds (`b2ray.evaluation`).
+
+        Where no weights were ever bound it is the base model.
+        """
         self.gauges.phase("evaluating")
-        self._sample_from(self.weights.version)
-        units = evaluation_units(self.config, prompts, which, self.weights.version, count)
+        version = max(self._versions, default=UNBOUND)
+        if self._versions:
+            self._sample_from(version)
+        units = evaluation_units(self.config, prompts, which, version, count)
         plan = Rollout(
             units,
             self.config.evaluation.batch,
@@ -382,7 +389,7 @@ class Crew:
     def fleet_figures(self, images_per_second: float) -> dict[str, float]:
         """How the fleet is, and how fast per GPU: an overlap that needs one more may not pay."""
         placed = [s for s in self.roster.slots if s.places]
-        gpus = {n.role: n.gpus * n.together for n in needs(self.config)}
+        gpus = {n.role: n.gpus * n.together for n in self._needs}
         used = sum(gpus[s.role.name] for s in placed)
         per_gpu = {"throughput/images_per_second_per_gpu": images_per_second / used} if used else {}
         return {

@@ -110,9 +110,21 @@ def overtaken(
 def diversity(vectors: np.ndarray, prompts: Sequence[str]) -> tuple[float, float]:
     """(mean pairwise 1 - cosine, mean Vendi score) within each prompt, averaged over prompts.
 
+    NaN if no prompt has two pictures. The arguments are those of `diversities`.
+    """
+    found = list(diversities(vectors, prompts).values())
+    if not found:
+        return float("nan"), float("nan")
+    pairwise, vendi = zip(*found, strict=True)
+    return float(np.mean(pairwise)), float(np.mean(vendi))
+
+
+def diversities(vectors: np.ndarray, prompts: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """(mean pairwise 1 - cosine, Vendi score) of the pictures of each prompt.
+
     The Vendi score (arXiv 2210.02410, definition 3.1) is the exponential of the entropy of the
     eigenvalues of the similarity matrix divided by its size; here of cosines. Prompts with one
-    picture have no pairs and are left out; NaN if all are.
+    picture have no pairs and are left out.
 
     Args:
         vectors: unit embeddings, shape (N, D).
@@ -121,15 +133,13 @@ def diversity(vectors: np.ndarray, prompts: Sequence[str]) -> tuple[float, float
     by_prompt: dict[str, list[int]] = {}
     for i, prompt in enumerate(prompts):
         by_prompt.setdefault(prompt, []).append(i)
-    pairwise, vendi = [], []
-    for rows in by_prompt.values():
+    found = {}
+    for prompt, rows in by_prompt.items():
         n = len(rows)
         if n < 2:
             continue
         cosines = (vectors[rows] @ vectors[rows].T).astype(np.float64)
-        pairwise.append(1 - (cosines.sum() - np.trace(cosines)) / (n * (n - 1)))
+        pairwise = 1 - (cosines.sum() - np.trace(cosines)) / (n * (n - 1))
         eigenvalues = np.linalg.eigvalsh(cosines / n).clip(1e-12)
-        vendi.append(np.exp(-(eigenvalues * np.log(eigenvalues)).sum()))
-    if not pairwise:
-        return float("nan"), float("nan")
-    return float(np.mean(pairwise)), float(np.mean(vendi))
+        found[prompt] = pairwise, np.exp(-(eigenvalues * np.log(eigenvalues)).sum())
+    return found

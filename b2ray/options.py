@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from pydantic_settings import CliSettingsSource, SettingsError
 
 from b2ray.config import Config
 from b2ray.discretion import shown
-from b2ray.errors import ConfigError
+from b2ray.errors import EXIT_DONE, ConfigError
 
 PACKAGE = Path(__file__).parent
 QUICKSTART = "configs/quickstart.yaml"
@@ -72,29 +73,11 @@ def parse(argv: Sequence[str]) -> Options:
 
 def read_words(argv: Sequence[str]) -> Words:
     """Read the command line. Raises `ConfigError` with one sentence; `--help` exits."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", help=f"YAML file (default: {QUICKSTART})")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with runs/NAME, with its own configuration if --config is not given "
-        "(an unfinished run with the same configuration is resumed without this, too)",
-    )
-    parser.add_argument(
-        "--print-config", action="store_true", help="print the resolved configuration and end"
-    )
-    parser.add_argument(
-        "--sweep",
-        metavar="FILE",
-        help="run several configurations side by side and compare them: YAML of a grid or of "
-        "samples of fields (docs/sweeps.md)",
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="with --sweep: print the comparison as JSON"
-    )
-    asks_help = any(a in ("-h", "--help") for a in argv)
-    flags, rest = parser.parse_known_args([a for a in argv if a not in ("-h", "--help")])
-    return Words(fields=_command_line(rest, parser if asks_help else None), **vars(flags))
+    if any(a in ("-h", "--help") for a in argv):
+        full_parser().print_help()
+        raise SystemExit(EXIT_DONE)
+    flags, rest = _flags().parse_known_args(list(argv))
+    return Words(fields=_command_line(rest), **vars(flags))
 
 
 def resolved(*layers: Mapping[str, Any]) -> Config:
@@ -108,6 +91,11 @@ def resolved(*layers: Mapping[str, Any]) -> Config:
         merged = merge(merged, _with_preset(layer) if i == last else layer)
     config = validated(merged)
     return config.model_copy(update={"runs": runs_folder(config.runs)})
+
+
+def overridden(values: Mapping[str, Any], argv: Sequence[str]) -> Config:
+    """The configuration in a file's values, with `--section.field=value` over them."""
+    return resolved(values, _command_line(argv))
 
 
 def in_job_copy() -> bool:
@@ -197,24 +185,78 @@ def base(config: str | None, resume: bool, given: Mapping[str, Any]) -> dict[str
     return read_yaml(path)
 
 
-def _command_line(argv: Sequence[str], help_for: argparse.ArgumentParser | None) -> dict[str, Any]:
+def full_parser() -> argparse.ArgumentParser:
+    """Every option and field with what it is, for help and for completion in a shell."""
+    parser = _source_parser([_flags()])
+    CliSettingsSource[Any](Config, root_parser=parser, cli_parse_args=False, **_STYLE)
+    for action in parser._actions:
+        if action.help and action.help.startswith("set ") and action.help.endswith("{})"):
+            action.help = argparse.SUPPRESS  # a whole section as JSON
+        elif action.help:
+            # The text says what an empty field means.
+            action.help = re.sub(r" \(default: (null|None|\(\)|\{\})\)$", "", action.help)
+        if isinstance(action.metavar, str):
+            action.metavar = _readable(action.metavar)
+    return parser
+
+
+def _readable(kind: str) -> str:
+    """pydantic's words for a field's type, such as {int,auto}, as a person would write them."""
+    plain = re.sub(r"(tuple|dict)\[.*?\]|\[JSON\]", "JSON", kind)
+    return "|".join(_TYPES.get(part, part) for part in plain.translate(_NO_BRACES).split(","))
+
+
+_STYLE: dict[str, Any] = {
+    "cli_exit_on_error": False,
+    "cli_hide_none_type": True,
+    "cli_use_class_docs_for_groups": True,
+    "cli_enforce_required": False,
+}
+_TYPES = {"str": "TEXT", "int": "N", "float": "X", "bool": "true|false"}
+_NO_BRACES = str.maketrans("", "", "{}")
+
+
+def _flags() -> argparse.ArgumentParser:
+    """The options of the command that are no fields."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help=f"YAML file (default: {QUICKSTART})")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with runs/NAME, with its own configuration if --config is not given "
+        "(an unfinished run with the same configuration is resumed without this, too)",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved configuration and end"
+    )
+    parser.add_argument(
+        "--sweep",
+        metavar="FILE",
+        help="run several configurations side by side and compare them: YAML of a grid or of "
+        "samples of fields (docs/sweeps.md)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="with --sweep: print the comparison as JSON"
+    )
+    return parser
+
+
+def _source_parser(parents: Sequence[argparse.ArgumentParser] = ()) -> argparse.ArgumentParser:
+    return _Parser(
+        prog="python -m b2ray.run",
+        usage="%(prog)s [--config FILE] [--resume] [--section.field=value ...]",
+        parents=list(parents),
+        description=f"{Config.__doc__} The defaults shown are b2ray's own; the preset's, the "
+        "file's and the command line's values go over them, in this order.",
+        allow_abbrev=False,
+    )
+
+
+def _command_line(argv: Sequence[str]) -> dict[str, Any]:
     """Values given as --section.field=value, unvalidated."""
     try:
         source = CliSettingsSource[Any](
-            Config,
-            root_parser=_Parser(
-                prog="python -m b2ray.run",
-                usage="%(prog)s [--config FILE] [--resume] [--section.field=value ...]",
-                parents=[help_for] if help_for else [],
-                description=f"{Config.__doc__} The defaults shown are b2ray's own; the preset's, "
-                "the file's and the command line's values go over them, in this order.",
-                allow_abbrev=False,
-            ),
-            cli_parse_args=["--help"] if help_for else list(argv),
-            cli_exit_on_error=False,
-            cli_hide_none_type=True,
-            cli_use_class_docs_for_groups=True,
-            cli_enforce_required=False,
+            Config, root_parser=_source_parser(), cli_parse_args=list(argv), **_STYLE
         )
         return dict(source())
     except SettingsError as error:

@@ -24,6 +24,8 @@ from b2ray.errors import ConfigError, RankLost, WorkerError
 if TYPE_CHECKING:
     import torch
 
+UNBOUND = -1  # the policy version of an actor to which no weights were given yet
+
 # What the driver knows a remedy for, or says in its own words.
 UNCHANGED = (WorkerError, ConfigError, RankLost, ObjectLostError)
 
@@ -184,7 +186,7 @@ class Worker:
     role = "worker"
 
     def __init__(self) -> None:
-        self.version = -1
+        self.version = UNBOUND
 
     @guarded("starting")
     def hello(self) -> Receipt:

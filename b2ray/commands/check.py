@@ -7,11 +7,12 @@ that shows where to start the interval.
 
 from __future__ import annotations
 
-import json
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -21,21 +22,21 @@ from rich.table import Column, Table
 from b2ray.actors.worker import Memory
 from b2ray.branching import work_units
 from b2ray.checks import check_files
+from b2ray.commands.common import Parser, add_json, configuration, execute
 from b2ray.commands.variance import advice, measure, picture, weights
 from b2ray.config import Config
 from b2ray.cost import Cost, plan_cost
 from b2ray.crew import Crew
 from b2ray.demonstrations import demonstration_units, too_small
-from b2ray.errors import EXIT_CONFIG, EXIT_DONE, EXIT_STOPPED, ConfigError, Stopped, WorkerError
+from b2ray.errors import EXIT_CONFIG, EXIT_DONE, ConfigError, WorkerError
 from b2ray.fleet.capacity import preflight
 from b2ray.fleet.session import session
-from b2ray.options import parse
+from b2ray.options import QUICKSTART
 from b2ray.prompts import PromptSets
 from b2ray.tracking.show import Progress
 
 FULL = 0.95  # of a device's memory: beyond it the next larger picture or prompt may not fit
 GIB = 2**30
-USAGE = "usage: b2ray check [--config FILE] [--json] [--variance[=PICTURE]] [--section.field=…]"
 
 
 @dataclass(frozen=True)
@@ -49,47 +50,49 @@ class Finding:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command: 0 if the configuration can be run, 2 if not."""
-    words, variance = _without_variance([a for a in argv if a != "--json"])
+    return execute(
+        make_parser(), check, argv, lambda found: EXIT_DONE if found["sound"] else EXIT_CONFIG
+    )
+
+
+def check(args: argparse.Namespace) -> dict[str, Any]:
+    """Try the configuration, and say what was found.
+
+    Raises:
+        Stopped: a signal asked for it.
+    """
     findings: list[Finding] = []
     try:
-        if any(w in ("-h", "--help") for w in words):
-            print(f"{__doc__}\n{USAGE}\n")
-        config = parse(words).config
-        if variance and not Path(variance).absolute().parent.is_dir():
-            raise ConfigError(f"--variance={variance}: there is no such folder; make it first")
-        if variance and not config.rewards:
-            raise ConfigError(
-                "--variance measures how a reward spreads, and with demonstrations there is none: "
-                "leave it out"
-            )
-        prompts = check_files(config)
-        findings += _costs(plan_cost(config, prompts=prompts.train))
-        with session(config) as stop:
-            preflight(config)
-            crew = Crew(config, prompts, stop)
-            try:
-                findings += rehearsal(config, prompts, crew)
-                if variance:
-                    findings += _variance(config, prompts, crew, Path(variance))
-            finally:
-                crew.close()
-    except Stopped:
-        return EXIT_STOPPED
+        for finding in look(args):
+            findings.append(finding)
     except (ConfigError, WorkerError) as error:
         findings.append(Finding("stopped at", str(error), False))
-    _show(findings, "--json" in argv)
-    return EXIT_CONFIG if any(f.sound is False for f in findings) else EXIT_DONE
+    _show(findings)
+    return {"sound": _are_sound(findings), "findings": [asdict(f) for f in findings]}
 
 
-def _without_variance(argv: Sequence[str]) -> tuple[list[str], str | None]:
-    """The other arguments, and the picture's file if --variance is among them."""
-    flag, words, file = "--variance", [], None
-    for word in argv:
-        if word == flag or word.startswith(f"{flag}="):
-            file = word.removeprefix(flag).removeprefix("=") or "variance.png"
-        else:
-            words.append(word)
-    return words, file
+def look(args: argparse.Namespace) -> Iterator[Finding]:
+    """What is found, in the order in which it is tried."""
+    variance = args.variance
+    config = configuration(args)
+    if variance and not Path(variance).absolute().parent.is_dir():
+        raise ConfigError(f"--variance={variance}: there is no such folder; make it first")
+    if variance and not config.rewards:
+        raise ConfigError(
+            "--variance measures how a reward spreads, and with demonstrations there is none: "
+            "leave it out"
+        )
+    prompts = check_files(config)
+    yield from _costs(plan_cost(config, prompts=prompts.train))
+    with session(config) as stop:
+        preflight(config)
+        crew = Crew(config, prompts, stop)
+        try:
+            yield from rehearsal(config, prompts, crew)
+            if variance:
+                yield from _variance(config, prompts, crew, Path(variance))
+        finally:
+            crew.close()
 
 
 def _variance(config: Config, prompts: PromptSets, crew: Crew, file: Path) -> Iterator[Finding]:
@@ -196,11 +199,11 @@ def _memory(found: dict[str, Memory]) -> Iterator[Finding]:
         yield Finding(device, text, fits)
 
 
-def _show(findings: Sequence[Finding], as_json: bool) -> None:
-    sound = all(f.sound is not False for f in findings)
-    if as_json:
-        print(json.dumps({"sound": sound, "findings": [asdict(f) for f in findings]}, indent=2))
-        return
+def _are_sound(findings: Sequence[Finding]) -> bool:
+    return all(f.sound is not False for f in findings)
+
+
+def _show(findings: Sequence[Finding]) -> None:
     # Nothing is cut off: what is found may be there to be copied.
     last = Column(overflow="fold")
     table = Table("", "", last, show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -209,8 +212,37 @@ def _show(findings: Sequence[Finding], as_json: bool) -> None:
         table.add_row(signs[f.sound], escape(f.what), escape(f.found))
     console = Console(highlight=False)
     console.print(table)
-    verdict = "This configuration can be run." if sound else "This configuration cannot be run."
-    console.print(f"[bold]{verdict}[/]")
+    verdict = "can" if _are_sound(findings) else "cannot"
+    console.print(f"[bold]This configuration {verdict} be run.[/]")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="b2ray check",
+        description="Try a configuration before hours are spent on it: the run's own actors load "
+        "its models and take one work unit through prefixes, branches, every reward and the "
+        "learner. It says what the run will cost, whether each reward is sound, how far "
+        "ratios are from 1, and how much memory each actor took. Nothing is written, but with "
+        "--variance a picture.",
+        epilog="""examples:
+  b2ray check --config configs/sd14_template1.yaml
+  b2ray check --config my.yaml --variance --sampling.steps=10""",
+        fields=True,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help=f"the configuration, YAML (default: {QUICKSTART})"
+    )
+    parser.add_argument(
+        "--variance",
+        nargs="?",
+        const="variance.png",
+        metavar="PICTURE",
+        help="measure, too, in which denoising steps the reward is decided: where to start the "
+        "interval and which steps to weigh; PICTURE is the file of the plot (default: "
+        "%(const)s)",
+    )
+    add_json(parser)
+    return parser
 
 
 if __name__ == "__main__":

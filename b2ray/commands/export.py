@@ -5,9 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from b2ray.commands.common import Parser, add_run, execute, place, quiet, refuse_existing
+from b2ray.commands.common import (
+    Parser,
+    add_json,
+    add_run,
+    execute,
+    place,
+    quiet,
+    refuse_existing,
+)
 from b2ray.diffusion.lora_file import FILE
 from b2ray.errors import ConfigError
 from b2ray.tracking.trained import Trained, find_trained
@@ -24,10 +32,10 @@ FORMATS = {
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code of `b2ray.errors`."""
-    return execute(_parser(), export, argv)
+    return execute(make_parser(), export, argv)
 
 
-def export(args: argparse.Namespace) -> None:
+def export(args: argparse.Namespace) -> dict[str, Any]:
     """Write one format.
 
     Raises:
@@ -48,6 +56,7 @@ def export(args: argparse.Namespace) -> None:
         _lora(found, args.format, dtype, output)
     print(f"{found}, {args.dtype}: {output}")
     print(FORMATS[args.format].format(output=str(output), dtype=args.dtype))
+    return {**found.named(), "format": args.format, "dtype": args.dtype, "output": str(output)}
 
 
 def _output(found: Trained, form: str, given: str | None) -> Path:
@@ -82,19 +91,18 @@ def _merged(found: Trained, dtype: torch.dtype, output: Path) -> None:
     place(output, lambda part: pipeline.save_pretrained(part, safe_serialization=True))
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     formats = "\n".join(
         f"  {name:10} {text.format(output='PATH', dtype='DTYPE')}" for name, text in FORMATS.items()
     )
     parser = Parser(
         prog="b2ray export",
-        description="Write a run's LoRA for other programs: the finished one, or that of the last\n"
+        description="Write a run's LoRA for other programs: the finished one, or that of the last "
         "committed stage of a run that is not finished.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"formats:\n{formats}",
     )
     add_run(parser)
-    parser.add_argument("--format", required=True, help="diffusers, kohya or merged; see below")
+    parser.add_argument("--format", required=True, metavar="|".join(FORMATS), help="see below")
     parser.add_argument(
         "--output", metavar="PATH", help="a .safetensors file, or a folder (default: RUN/export/…)"
     )
@@ -105,4 +113,5 @@ def _parser() -> argparse.ArgumentParser:
         help="precision of what is written (default: float32, exact)",
     )
     parser.add_argument("--force", action="store_true", help="replace what is at the output")
+    add_json(parser)
     return parser

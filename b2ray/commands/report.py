@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from b2ray.commands.common import Parser, add_run, execute
+from b2ray.commands.common import Parser, add_json, add_run, execute
 from b2ray.errors import ConfigError
 from b2ray.options import read_yaml, validated
 from b2ray.report import write
@@ -15,10 +16,10 @@ from b2ray.tracking.trained import run_folder
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code of `b2ray.errors`."""
-    return execute(_parser(), report, argv)
+    return execute(make_parser(), report, argv)
 
 
-def report(args: argparse.Namespace) -> None:
+def report(args: argparse.Namespace) -> dict[str, Any]:
     """Write the page and say where.
 
     Raises:
@@ -34,9 +35,10 @@ def report(args: argparse.Namespace) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} has a file that cannot be read: {error!r}") from error
     print(f"{file} ({file.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    return {"run": config.name, "page": str(file), "bytes": file.stat().st_size}
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="b2ray report",
         description="Write a run's page: what came of it, how it went, pictures before and after, "
@@ -45,4 +47,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_run(parser, stages=False)
     parser.add_argument("--output", metavar="FILE", help="the file (default: RUN/report.html)")
+    add_json(parser)
     return parser

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
-from pydantic import ValidationError
 from tqdm import tqdm
 
-from b2ray.commands.common import Parser, add_run, execute, quiet
-from b2ray.config import Config, Sampling
+from b2ray.commands.common import (
+    Parser,
+    add_json,
+    add_prompts,
+    add_run,
+    add_sampling,
+    execute,
+    numbered,
+    quiet,
+    whole,
+    with_sampling,
+)
+from b2ray.config import Config
 from b2ray.diffusion.noise import INITIAL, PREFIX, Domain, normal
 from b2ray.errors import ConfigError
-from b2ray.options import sentence
 from b2ray.prompts import read
 from b2ray.tracking.show import COLUMNS, ROWS, save_png, sheet
 from b2ray.tracking.trained import Trained, find_trained
@@ -27,10 +36,10 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code of `b2ray.errors`."""
-    return execute(_parser(), sample, argv)
+    return execute(make_parser(), sample, argv)
 
 
-def sample(args: argparse.Namespace) -> None:
+def sample(args: argparse.Namespace) -> dict[str, Any]:
     """Draw, save and say where.
 
     Raises:
@@ -42,7 +51,10 @@ def sample(args: argparse.Namespace) -> None:
     if not prompts:
         raise ConfigError("nothing to draw: give --prompt TEXT or --prompts FILE")
     found = find_trained(args.run, args.runs, args.stage)
-    config = _settings(found.config, args)
+    config = with_sampling(found.config, args)
+    # Compiling is too slow for a few pictures.
+    model = config.model.model_copy(update={"compile": False})
+    config = config.model_copy(update={"model": model})
     page, folder = _places(found, args.output)
     policy = _load(config, args.device)
     for prompt in policy.too_long(prompts):
@@ -56,7 +68,11 @@ def sample(args: argparse.Namespace) -> None:
             bar.set_description(f"{title} the LoRA")
             policy.bind(weights)
             pictures[title] = draw(policy, rows, config.evaluation.batch, bar)
-    _save(page, folder, rows, pictures, found)
+    return {
+        **found.named(),
+        "sheet": str(page),
+        "pictures": _save(page, folder, rows, pictures, found),
+    }
 
 
 def draw(policy: Policy, rows: Sequence[tuple[str, int]], batch: int, bar: Any) -> np.ndarray:
@@ -90,19 +106,6 @@ def _draw_batch(policy: Policy, rows: Sequence[tuple[str, int]], bar: Any) -> np
     return policy.decode(rollout.latents[:, -1])
 
 
-def _settings(config: Config, args: argparse.Namespace) -> Config:
-    """The run's configuration with what the command line says of sampling."""
-    given = {f: getattr(args, f) for f in ("steps", "guidance", "eta")}
-    given = {field: value for field, value in given.items() if value is not None}
-    try:
-        sampling = Sampling(**{**config.sampling.model_dump(), **given})
-    except ValidationError as error:
-        raise ConfigError(f"--{sentence(error)}") from error
-    # Not validated as a whole: without noise (eta 0) nothing can be trained, but drawn.
-    model = config.model.model_copy(update={"compile": False})  # too slow for a few pictures
-    return config.model_copy(update={"sampling": sampling, "model": model})
-
-
 def _load(config: Config, device: str) -> Policy:
     import torch
 
@@ -124,14 +127,8 @@ def _places(found: Trained, given: str | None) -> tuple[Path, Path]:
     """The sheet's file and the folder of the single pictures."""
     if given and given.endswith(".png"):
         return Path(given).expanduser(), Path(given).expanduser().with_suffix("")
-    folder = Path(given).expanduser() if given else _next(found.path / "samples")
+    folder = Path(given).expanduser() if given else numbered(found.path / "samples")
     return folder / "sheet.png", folder
-
-
-def _next(folder: Path) -> Path:
-    """A numbered folder that is not there yet."""
-    taken = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
-    return folder / f"{max(taken, default=0) + 1:03d}"
 
 
 def _save(
@@ -140,12 +137,16 @@ def _save(
     rows: Sequence[tuple[str, int]],
     pictures: dict[str, np.ndarray],
     found: Trained,
-) -> None:
+) -> list[dict[str, Any]]:
+    """Save all and say where; returns each (prompt, seed) with its two files."""
     prompts = list(dict.fromkeys(prompt for prompt, _ in rows))
+    files: list[dict[str, Any]] = [{"prompt": prompt, "seed": seed} for prompt, seed in rows]
     for title, drawn in pictures.items():
-        for (prompt, seed), picture in zip(rows, drawn, strict=True):
-            name = f"{prompts.index(prompt):02d}_seed{seed}_{title}.png"
-            save_png(Image.fromarray(picture), folder / name)
+        for entry, picture in zip(files, drawn, strict=True):
+            number, seed = prompts.index(entry["prompt"]), entry["seed"]
+            file = folder / f"{number:02d}_seed{seed}_{title}.png"
+            save_png(Image.fromarray(picture), file)
+            entry[title] = str(file)
     titles = {"without": "without the LoRA", "with": f"with it: {found}"}
     blocks = [(titles[title], drawn) for title, drawn in pictures.items()]
     save_png(sheet([prompt for prompt, _ in rows], blocks), page)
@@ -153,9 +154,10 @@ def _save(
     if len(prompts) > ROWS or len(rows) > COLUMNS * len(prompts):
         print(f"              (the first {ROWS} prompts and {COLUMNS} seeds)")
     print(f"one by one    {folder}")
+    return files
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="b2ray sample",
         description="Draw pictures with and without a run's LoRA from the same seeds, with the "
@@ -163,18 +165,28 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_run(parser)
     parser.add_argument(
-        "--prompt", action="append", default=[], metavar="TEXT", help="may be given several times"
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what is drawn; may be given several times",
     )
-    parser.add_argument("--prompts", metavar="FILE", help="a file or built-in set of prompts")
+    add_prompts(parser)
     parser.add_argument(
-        "--seed", type=_whole(0), default=0, metavar="N", help="of the first picture of a prompt"
+        "--seed",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="seed of the first picture of each prompt (default: %(default)s)",
     )
     parser.add_argument(
-        "--count", type=_whole(1), default=4, metavar="N", help="seeds per prompt, from --seed on"
+        "--count",
+        type=whole(1),
+        default=4,
+        metavar="N",
+        help="pictures of each prompt, with the seeds from --seed on (default: %(default)s)",
     )
-    parser.add_argument("--steps", type=int, metavar="T", help="denoising steps")
-    parser.add_argument("--guidance", type=float, metavar="W", help="guidance scale")
-    parser.add_argument("--eta", type=float, help="noise of the steps: 1 as in training, 0 none")
+    add_sampling(parser)
     parser.add_argument(
         "--output",
         metavar="PATH",
@@ -182,15 +194,10 @@ def _parser() -> argparse.ArgumentParser:
         "of the same names are replaced",
     )
     parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, …; auto takes a GPU if there is one"
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="cpu, cuda, cuda:1, …; auto, the default, takes a GPU if there is one",
     )
+    add_json(parser)
     return parser
-
-
-def _whole(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
-        return int(text)
-
-    return number

@@ -7,6 +7,7 @@ import contextlib
 import sys
 import webbrowser
 from collections.abc import Sequence
+from typing import Any
 
 from b2ray.commands.common import Parser, add_run, execute
 from b2ray.options import read_yaml, validated
@@ -17,10 +18,10 @@ PORT = 8270
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code of `b2ray.errors`."""
-    return execute(_parser(), watch, argv)
+    return execute(make_parser(), watch, argv)
 
 
-def watch(args: argparse.Namespace) -> None:
+def watch(args: argparse.Namespace) -> dict[str, Any]:
     """Serve the page until Ctrl-C.
 
     Raises:
@@ -37,9 +38,10 @@ def watch(args: argparse.Namespace) -> None:
             webbrowser.open(address)
         with contextlib.suppress(KeyboardInterrupt):
             serving.serve_forever()
+    return {}
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="b2ray watch",
         description="Serve a run's page on this machine (127.0.0.1 only). It shows a stage as soon "
@@ -51,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=PORT,
         metavar="N",
-        help="0: one that is free (default: %(default)s)",
+        help="the port; 0: one that is free (default: %(default)s)",
     )
     parser.add_argument("--open", action="store_true", help="open it in the browser")
     return parser

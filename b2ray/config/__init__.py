@@ -144,7 +144,7 @@ class Config(BaseSettings):
             self._pairs_problem(),
             self._learner_problem(),
             self._replay_problem(),
-            self._name_problem(),
+            self.name_problem(),
             self._secret_problem(),
         ):
             if problem:
@@ -331,7 +331,8 @@ class Config(BaseSettings):
             )
         return None
 
-    def _name_problem(self) -> str | None:
+    def name_problem(self) -> str | None:
+        """What is wrong with the names of rewards, if anything."""
         names = [r.name for r in self.all_rewards]
         twice = next((n for n in names if names.count(n) > 1), None)
         if twice:

@@ -49,16 +49,18 @@ def scorers(config: Config) -> dict[str, list[str]]:
     return roles
 
 
-def needs(config: Config) -> list[Need]:
-    """All that a run asks for."""
+def needs(config: Config, trains: bool = True) -> list[Need]:
+    """All that a run asks for; what does not train needs no learner."""
     fleet = config.fleet
     learner, samplers, shared = fleet.learner, fleet.samplers, fleet.scorers
     ranks = config.learner.ranks
     most = None if samplers.max == "auto" else samplers.max
     found = [
-        Need("learner", "fleet.learner", 1, 1, learner.cpus, learner.gpus, {}, ranks),
         Need("sampler", "fleet.samplers", samplers.min, most, samplers.cpus, samplers.gpus, {}),
     ]
+    if trains:
+        one = Need("learner", "fleet.learner", 1, 1, learner.cpus, learner.gpus, {}, ranks)
+        found.insert(0, one)
     if SCORER in scorers(config):
         n = shared.count
         found.append(Need(SCORER, "fleet.scorers", n, n, shared.cpus, shared.gpus, {}))
@@ -69,13 +71,13 @@ def needs(config: Config) -> list[Need]:
     return found
 
 
-def preflight(config: Config) -> None:
+def preflight(config: Config, trains: bool = True) -> None:
     """Refuse a cluster on which the run's actors cannot all be placed, naming what is short.
 
     With `fleet.wait_for_nodes` nodes may still come: then it only says what is missing.
     """
     there = nodes.staying(nodes.rooms())
-    short = shortage(needs(config), there)
+    short = shortage(needs(config, trains), there)
     if short is None:
         return
     if config.fleet.wait_for_nodes == 0:

@@ -40,6 +40,17 @@ class Event:
     cause: str = ""
     seconds: float | None = None
 
+    @property
+    def line(self) -> str | None:
+        """A line for the screen; None if nobody need know."""
+        if self.what == "ready" and self.seconds is not None:
+            return f"{self.slot} is back on {self.where} after {self.seconds:.1f} s"
+        if self.what == "died":
+            return f"{self.slot} died while {self.doing} ({self.cause}); replacing it"
+        if self.what == "drains":
+            return f"{self.slot} leaves {self.where}, whose node is about to go"
+        return None
+
 
 class Roster:
     """All slots of a run.

@@ -37,18 +37,19 @@ class StopFlag:
 
 
 @contextlib.contextmanager
-def session(config: Config, together: int = 1) -> Iterator[StopFlag]:
+def session(config: Config, together: int = 1, trains: bool = True) -> Iterator[StopFlag]:
     """Ray for the time of a run: the job's or the named cluster, or one of our own.
 
     Args:
         together: how many such runs one of our own has to hold.
+        trains: whether they need a learner.
 
     A session that was there before (a test's, a notebook's) is used and left running.
     """
     stop = StopFlag()
     ours = not ray.is_initialized()
     if ours:
-        _join_or_start(config, together)
+        _join_or_start(config, together, trains)
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     stop.install()
     try:
@@ -60,7 +61,7 @@ def session(config: Config, together: int = 1) -> Iterator[StopFlag]:
             ray.shutdown()
 
 
-def _join_or_start(config: Config, together: int) -> None:
+def _join_or_start(config: Config, together: int, trains: bool) -> None:
     # A machine without telemetry consent asked for should not send any.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = config.fleet.address or os.environ.get("RAY_ADDRESS")
@@ -68,16 +69,16 @@ def _join_or_start(config: Config, together: int) -> None:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level="error")
             return
-        wanted = sum((n.most or n.least) * n.together * n.cpus for n in needs(config)) * together
+        each = sum((n.most or n.least) * n.together * n.cpus for n in needs(config, trains))
         ray.init(
             address="local",  # never somebody else's Ray on the same machine
-            num_cpus=max(os.cpu_count() or 1, math.ceil(wanted)),
+            num_cpus=max(os.cpu_count() or 1, math.ceil(each * together)),
             include_dashboard=False,
             object_store_memory=object_store(config, together),
             log_to_driver=False,
             logging_level="error",
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises it plainly where a node does not start in time
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
             f"Ray cannot be {'joined at ' + address if address else 'started here'}: {reason}"

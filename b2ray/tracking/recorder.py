@@ -192,12 +192,8 @@ class Recorder:
     def fleet_event(self, event: Event) -> None:
         """Something happened to the fleet: fleet.jsonl, and a line if it is trouble."""
         self.folder.append_event(asdict(event))
-        if event.what == "ready" and event.seconds is not None:
-            self.line(f"{event.slot} is back on {event.where} after {event.seconds:.1f} s")
-        elif event.what == "died":
-            self.line(f"{event.slot} died while {event.doing} ({event.cause}); replacing it")
-        elif event.what == "drains":
-            self.line(f"{event.slot} leaves {event.where}, whose node is about to go")
+        if event.line:
+            self.line(event.line)
 
     # --- stages --------------------------------------------------------------------------------
 

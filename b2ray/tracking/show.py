@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,11 @@ class Progress:
     def __init__(self, stages: int, done: int) -> None:
         self._live = sys.stderr.isatty()
         self._stages = tqdm(
-            total=stages, initial=done, desc="stages", unit="stage", disable=not self._live
+            total=stages,
+            initial=done,
+            desc="stages",
+            unit="stage",
+            disable=not (self._live and stages),  # commands that only look have none
         )
 
     @contextlib.contextmanager
@@ -39,7 +44,7 @@ class Progress:
             desc=what,
             bar_format=None if total else "{desc} ({elapsed})",
             unit=unit,
-            position=1 if self._live else 0,
+            position=0 if self._stages.disable else 1,
             leave=False,
             mininterval=interval,
             maxinterval=interval,
@@ -73,10 +78,11 @@ def sheet(prompts: Sequence[str], blocks: Sequence[tuple[str, np.ndarray]]) -> I
     height, width = blocks[0][1].shape[1:3]
     scale = max(1, round(MIN_CELL / min(height, width)))
     cell_w, cell_h = width * scale + MARGIN, height * scale + MARGIN
-    block_w = columns * cell_w + GAP
+    font = ImageFont.load_default(size=14)
+    widest = max(math.ceil(font.getlength(title)) for title, _ in blocks)
+    block_w = max(columns * cell_w, widest) + GAP
     page = Image.new("RGB", (LABEL + len(blocks) * block_w, TITLE + len(rows) * cell_h), "white")
     draw = ImageDraw.Draw(page)
-    font = ImageFont.load_default(size=14)
     for b, (title, pictures) in enumerate(blocks):
         left = LABEL + b * block_w
         draw.text((left, MARGIN), title, "black", font)

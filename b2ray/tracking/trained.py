@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -11,7 +12,8 @@ from b2ray.config import Config
 from b2ray.diffusion import lora_file
 from b2ray.errors import ConfigError
 from b2ray.options import read_yaml, validated
-from b2ray.tracking.folder import RunFolder
+from b2ray.rewards.combine import Statistics
+from b2ray.tracking.folder import RunFolder, RunState
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,10 @@ class Trained:
 
     def __str__(self) -> str:
         return f"{self.config.name}, stage {self.stage} of {self.config.curriculum.stages}"
+
+    def named(self) -> dict[str, Any]:
+        """Which it is, for programs."""
+        return {"run": self.config.name, "folder": str(self.path), "stage": self.stage}
 
 
 def find_trained(run: str, runs: str, stage: int | None = None) -> Trained:
@@ -58,6 +64,20 @@ def find_trained(run: str, runs: str, stage: int | None = None) -> Trained:
         raise ConfigError(f"{path} has no stage {stage}: those that are kept are {numbers}")
     stage = kept[-1] if stage is None else stage
     return Trained(path, config, _load(checkpoints / f"stage-{stage:05d}" / lora_file.FILE), stage)
+
+
+def reference(path: Path) -> Statistics | None:
+    """(mean, std) by which a run's evaluations standardise rewards with `scale=window`.
+
+    None if no commit of the run is kept that says it.
+    """
+    files = sorted((path / "checkpoints").glob("stage-" + "[0-9]" * 5 + "/state.json"))
+    if not files:
+        return None
+    try:
+        return RunState.from_json(files[-1].read_text(encoding="utf-8")).reference
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{files[-1]} cannot be read: {error!r}") from error
 
 
 def run_folder(run: str, runs: str) -> Path:

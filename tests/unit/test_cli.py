@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
+import re
 import subprocess
 import sys
 
@@ -26,18 +28,33 @@ def test_it_names_its_commands(command, capsys, words):
     assert command(*words) == EXIT_DONE
     shown = capsys.readouterr().out
     lines = [line.strip() for line in shown.splitlines()]
-    for name in ("run", "check", "sample", "export", "report", "watch", "shapes build"):
+    for name in cli.COMMANDS:
         assert sum(line.startswith(f"{name}  ") for line in lines) == 1
 
 
-@pytest.mark.parametrize(
-    "name", ["run", "check", "sample", "export", "report", "watch", "shapes build"]
-)
+@pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_has_help(command, capsys, name):
     with pytest.raises(SystemExit) as end:
         command(*name.split(), "--help")
     assert end.value.code == 0
-    assert "--" in capsys.readouterr().out
+    assert "--help" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_explains_every_option_in_a_persons_words(command, capsys, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        command(*name.split(), "--help")
+    shown = capsys.readouterr().out
+    for word in ("None", "null", "==SUPPRESS==", "tuple[", "dict[", "JSON string", "(default: ())"):
+        assert word not in shown
+    options = shown.split("options:", 1)[1].split("fields of the configuration:")[0]
+    _, *lines = options.splitlines()
+    for line, following in itertools.pairwise([*lines, ""]):
+        if line.startswith("  -"):
+            # An option's own text stands beside it, or beneath it if it is long.
+            beside = re.split(r"\s{2,}", line.strip())[1:]
+            assert beside or following.startswith(" " * 10), line
 
 
 def test_listing_the_commands_imports_nothing_heavy():

@@ -33,7 +33,7 @@ STAGES: dict[str, tuple[str, ...]] = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one stage here, or several as child processes; returns the exit code."""
-    args = _parser().parse_args(arguments)
+    args = make_parser().parse_args(arguments)
     wanted = args.only.split(",") if args.only else list(STAGES)
     unknown = [name for name in wanted if name not in STAGES]
     if unknown:
@@ -47,13 +47,47 @@ def main(arguments: list[str] | None = None) -> int:
     return _run(wanted, shared, args.jobs)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m b2ray.shapes.build", description=__doc__)
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the weights")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help=f"stages, with commas between: {', '.join(STAGES)}")
-    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
-    parser.add_argument("--scale", type=float, default=1.0, help="factor on steps and pictures")
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="b2ray shapes build",
+        description="Train the embedded model, its rewards and its prompt files from nothing; its "
+        "card (b2ray/shapes/weights/README.md) has how long each stage takes. Stages run as "
+        "processes of one thread each, as soon as those they need are done. The same as python "
+        "-m b2ray.shapes.build.",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=WEIGHTS,
+        metavar="FOLDER",
+        help="the folder for the weights (default: the package's own, which are replaced)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of everything random (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="STAGES",
+        help=f"these stages alone, with commas between: {', '.join(STAGES)}",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=2,
+        metavar="N",
+        help="stages at a time (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="factor on steps and pictures, to try the code in seconds (default: %(default)s)",
+    )
     return parser
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from b2ray.actors.worker import Memory
-from b2ray.commands.check import GIB, Finding, _drift, _memory, _rewards, _show
+from b2ray.commands.check import GIB, Finding, _drift, _memory, _rewards, _show, main
+from b2ray.errors import EXIT_CONFIG
 from tests.models import config
 
 
@@ -52,7 +55,23 @@ def test_what_is_shown_is_whole(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     numbers = ", ".join(f"0.{n:04d}" for n in range(30))
     words = f"step_weights: [{numbers}], a_name_that_is_wider_than_the_terminal_{'x' * 80}, [bold]"
-    _show([Finding("step weights", words)], as_json=False)
+    _show([Finding("step weights", words)])
     shown = capsys.readouterr().out
     assert max(len(line) for line in shown.splitlines()) <= 60
     assert words.replace(" ", "") in "".join(shown.split())
+
+
+def test_a_refusal_is_a_finding_and_the_document_is_whole(capsys):
+    assert main(["--config=none.yaml", "--json"]) == EXIT_CONFIG
+    found = json.loads(capsys.readouterr().out)
+    assert found["sound"] is False
+    (last,) = found["findings"]
+    assert last["what"] == "stopped at" and "none.yaml" in last["found"]
+
+
+def test_its_help_is_about_itself(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: b2ray check") and "--variance" in shown
+    assert "--curriculum.stages" not in shown and "b2ray run --help" in shown

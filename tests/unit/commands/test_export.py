@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,3 +177,22 @@ def test_a_base_model_that_is_gone_is_a_sentence(runs, tmp_path, capsys):
     shown = capsys.readouterr().err
     assert "model.path '/no/such/model' cannot be loaded as a Stable Diffusion pipeline" in shown
     assert main([str(moved), "--format=kohya"]) == EXIT_DONE  # needs no base model
+
+
+def test_for_programs_there_is_a_document(export, tmp_path, capsys):
+    words = ("--stage=1", f"--output={tmp_path / 'x.safetensors'}", "--json")
+    assert export("going", "kohya", *words) == EXIT_DONE
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert (found["run"], found["stage"], found["format"]) == ("going", 1, "kohya")
+    assert Path(found["output"]).is_file()
+    assert "going, stage 1 of 3" in shown.err  # words for people stay, elsewhere
+
+
+def test_for_programs_a_refusal_is_a_document_too(export, capsys):
+    assert export("gone", "kohya", "--json") == EXIT_CONFIG
+    shown = capsys.readouterr()
+    assert "there is no run 'gone'" in json.loads(shown.out)["error"]
+    assert "there is no run 'gone'" in shown.err
+    assert main(["--json", "--nonsense"]) == EXIT_CONFIG
+    assert "RUN" in json.loads(capsys.readouterr().out)["error"]

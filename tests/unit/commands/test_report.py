@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from b2ray.commands.report import main
@@ -45,3 +47,10 @@ def test_a_broken_file_is_a_sentence(folder, capsys):
     said = capsys.readouterr().err
     assert said.startswith(f"b2ray: {folder.path} has a file that cannot be read")
     assert not (folder.path / "report.html").exists()
+
+
+def test_for_programs_there_is_a_document(folder, capsys):
+    assert main([str(folder.path), "--json"]) == EXIT_DONE
+    found = json.loads(capsys.readouterr().out)
+    assert found["page"] == str(folder.path / "report.html")
+    assert found["bytes"] == (folder.path / "report.html").stat().st_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +129,16 @@ def test_a_lora_that_does_not_fit_is_a_sentence(runs, models, tmp_path, capsys):
     (other / "config.yaml").write_text(settings.replace("rank: 2", "rank: 3"))
     assert main([str(other), "--prompt=x", "--device=cpu"]) == EXIT_CONFIG
     assert "rank and base model must be the same" in capsys.readouterr().err
+
+
+def test_for_programs_there_is_a_document(sample, tmp_path, capsys):
+    words = (f"--prompt={PROMPTS[0]}", "--count=2", "--seed=3", "--steps=2", "--json")
+    assert sample("going", *words, f"--output={tmp_path}") == EXIT_DONE
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert (found["run"], found["stage"]) == ("going", 2)
+    drawn = found["pictures"]
+    assert [(p["prompt"], p["seed"]) for p in drawn] == [(PROMPTS[0], 3), (PROMPTS[0], 4)]
+    files = {found["sheet"], *(p[title] for p in drawn for title in ("with", "without"))}
+    assert {Path(file).name for file in files} == {p.name for p in tmp_path.iterdir()}
+    assert "side by side" in shown.err

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from b2ray.fleet.capacity import Need, room_for, samplers_each, shortage, side_by_side
+from b2ray.fleet.capacity import Need, needs, room_for, samplers_each, shortage, side_by_side
 from b2ray.fleet.nodes import Room
+from tests.models import config
 
 
 def need(role: str, least: int = 1, most: int | None = 1, gpus: float = 0.0, **over) -> Need:
@@ -74,3 +75,10 @@ def test_runs_side_by_side_have_all_that_they_ask_for(most, gpus, expected):
 )
 def test_samplers_are_shared_out_so_that_nobody_waits(most, gpus, expected):
     assert samplers_each([run(most)] * 2, rooms(*gpus)) == expected
+
+
+def test_what_only_evaluates_asks_for_no_learner(models):
+    found = config(models, fleet__samplers__max=3)
+    whole, without = needs(found), needs(found, trains=False)
+    assert [n.role for n in whole] == ["learner", "sampler", "scorer"]
+    assert without == whole[1:]

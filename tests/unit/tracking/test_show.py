@@ -40,6 +40,12 @@ def test_a_sheet_shows_every_picture_of_every_block():
     assert all(contains(pixels, 255 - p) for p in PICTURES)
 
 
+def test_a_long_title_has_room():
+    short, long = (sheet(["a"], [(t, PICTURES[:1]), ("b", PICTURES[:1])]) for t in ("a", "a" * 60))
+    assert contains(np.asarray(long), PICTURES[0])
+    assert long.width > short.width and long.height == short.height
+
+
 def test_a_sheet_does_not_grow_without_end():
     many = np.repeat(PICTURES, 40, axis=0)
     crowded = sheet([f"p{i % 30}" for i in range(240)], [("all", many)])
