@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from b2ray.checks import check_model, check_rewards, read_prompts
-from b2ray.commands.common import configuration, with_sampling
+from b2ray.commands.common import configuration, quiet, with_sampling
 from b2ray.confidence import Unit
 from b2ray.config import Config, Model, Reward
 from b2ray.diffusion.lora_file import State, digest
@@ -100,6 +100,7 @@ def _of_run(found: Trained, config: Config) -> Candidate:
 
 
 def _of_file(path: Path, model: Model) -> Candidate:
+    quiet()
     from b2ray.diffusion.lora_import import find_file, read_lora  # heavy
 
     file = find_file(path)
