@@ -17,6 +17,7 @@ CLOUD = "it needs a cloud and its credentials"
 KUBERNETES = "it needs a Kubernetes cluster"
 NETWORK = "it needs a package index or a hub"
 HOURS = "it takes minutes to hours; tests/unit and tests/ray have its parts"
+ELSEWHERE = "it needs files from elsewhere; tests/ray/test_evaluate.py has its like"
 ITSELF = "it is the tests themselves, or changes files of the repository"
 
 LOOKED_AT = {
@@ -30,6 +31,8 @@ LOOKED_AT = {
     ".venv/bin/python benchmarks/speed.py": HOURS,
     ".venv/bin/python benchmarks/speed.py --inside": HOURS,
     ".venv/bin/python benchmarks/speed.py --cost-growth": HOURS,
+    "b2ray evaluate --config my.yaml --lora somebodys.safetensors": ELSEWHERE,
+    "b2ray evaluate --config my.yaml": ELSEWHERE,
     "b2ray run --sweep configs/sweeps/quickstart.yaml": HOURS,
     "python3.11 -m venv .venv": "the sandbox has its .venv",
     ".venv/bin/pip install torch==2.13.0": NETWORK,
@@ -167,6 +170,13 @@ def making_a_token(words: list[str], text: str, known: Known) -> Way:
     return Way(f"env --unset RAY_AUTH_TOKEN_PATH --unset RAY_AUTH_MODE {shlex.join(words)}")
 
 
+def evaluating(words: list[str], text: str, known: Known) -> Way:
+    """`b2ray evaluate …`; the run that is held against `mine` is its copy, and all have a stage."""
+    short = " ".join(words).replace("--stage 12", "--stage 1")
+    other = "rm -rf runs/other && cp -r runs/mine runs/other && " if "other" in words else ""
+    return Way(other + short, key=short)
+
+
 def watching(words: list[str], text: str, known: Known) -> Way:
     """`b2ray watch`, at a free port."""
     port = known.port()
@@ -201,6 +211,7 @@ RULES: dict[str, Rule] = {
     "python -m b2ray.run": training,
     "b2ray run": training,
     "b2ray check": checking,
+    "b2ray evaluate": evaluating,
     "b2ray sample": once,
     "b2ray export": as_it_is,
     "b2ray report": once,
