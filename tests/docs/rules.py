@@ -143,8 +143,7 @@ def checking(words: list[str], text: str, known: Known) -> Way:
     measured = [word for word in words if word.startswith("--variance")]
     argv = [word for word in words[2:] if word not in measured]
     if measured:
-        argv += ["--model.path=a/hub", "--sampling.steps=3", "--objective.step_weights=none"]
-        argv += ["--branching.branches=2"]
+        argv += ["--sampling.steps=3", "--objective.step_weights=none", "--branching.branches=2"]
     argv, key, _ = known.shorten(argv)
     return Way(shlex.join([*words[:2], *argv, *measured]), key=f"check {key} {measured}")
 

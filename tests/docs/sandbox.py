@@ -187,8 +187,8 @@ class Sandbox:
         finally:
             os.killpg(server.pid, signal.SIGINT)
             try:
-                server.wait(30)
-            except subprocess.TimeoutExpired:
+                server.wait(10)
+            except subprocess.TimeoutExpired:  # as where the tests' own SIGINT is ignored
                 os.killpg(server.pid, signal.SIGKILL)
                 server.wait()
 
