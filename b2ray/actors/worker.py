@@ -16,7 +16,9 @@ import psutil
 import ray
 from ray.exceptions import ObjectLostError
 
+from b2ray.config import Config
 from b2ray.errors import ConfigError, RankLost, WorkerError
+from b2ray.usage import Reading, Usage
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +29,11 @@ UNCHANGED = (WorkerError, ConfigError, RankLost, ObjectLostError)
 
 @dataclass(frozen=True)
 class Receipt:
-    """The small first result of every call; large results travel beside it, as refs."""
+    """The small first result of every call; large results travel beside it, as refs.
+
+    Attributes:
+        readings: how busy the worker's machine was since the receipt before.
+    """
 
     role: str
     where: str
@@ -35,6 +41,7 @@ class Receipt:
     seconds: float
     unet_evals: int = 0
     values: dict[str, Any] = field(default_factory=dict)
+    readings: tuple[Reading, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,9 +155,15 @@ class Worker:
     """Base of the actors: a role, a policy version, receipts."""
 
     role = "worker"
+    usage: Usage | None = None
 
     def __init__(self) -> None:
         self.version = -1
+
+    def observe(self, config: Config) -> None:
+        """From now on read how busy this machine is, unless `tracking.system` is 0."""
+        if self.usage is None and config.tracking.system:
+            self.usage = Usage(config.tracking.system)
 
     @guarded("starting")
     def hello(self) -> Receipt:
@@ -172,4 +185,5 @@ class Worker:
     def receipt(self, began: float, unet_evals: int = 0, **values: Any) -> Receipt:
         """The receipt of a call that began at `began` (`time.perf_counter`)."""
         seconds = time.perf_counter() - began
-        return Receipt(self.role, where(), self.version, seconds, unet_evals, values)
+        readings = self.usage.taken() if self.usage else ()
+        return Receipt(self.role, where(), self.version, seconds, unet_evals, values, readings)

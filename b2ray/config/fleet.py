@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from b2ray.config.rewards import Workers
-from b2ray.config.section import Positive, Section
+from b2ray.config.section import Name, Positive, Section
 
 
 class Samplers(Section):
@@ -70,3 +70,9 @@ class Tracking(Section):
     beside the runs."""
     experiment: str = "b2ray"
     """MLflow experiment."""
+    register_as: Name | None = None
+    """Name in MLflow's model registry under which a finished run's LoRA becomes the next version;
+    empty: it is logged with the run and not registered."""
+    system: float = Field(10.0, ge=0, le=3600)
+    """Seconds between readings of how busy every machine of the run is (processors, memory, GPUs,
+    disk, network), MLflow's system metrics; 0: none."""

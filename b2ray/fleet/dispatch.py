@@ -29,6 +29,7 @@ from b2ray.fleet.budgets import Failure
 from b2ray.fleet.roster import Roster
 from b2ray.fleet.session import StopFlag
 from b2ray.fleet.slots import Call, Slot, SlotState, Team
+from b2ray.usage import Reading
 
 TICK = 1.0  # seconds between looks at the stop flag and the watchdogs
 REPORT_EVERY = 15.0  # seconds between messages about a wait
@@ -80,12 +81,14 @@ class Dispatcher:
     Attributes:
         seconds: that the last call of each role took.
         watch: called about every second.
+        heard: called with what workers' machines did meanwhile.
     """
 
     def __init__(self, roster: Roster, stop: StopFlag, stall_timeout: float) -> None:
         self.roster, self.stop, self.stall_timeout = roster, stop, stall_timeout
         self.seconds: dict[str, float] = {}
         self.watch: Callable[[Dispatcher], None] = lambda _: None
+        self.heard: Callable[[Sequence[Reading]], None] = lambda _: None
         self._flights: dict[Any, Flight] = {}
         self._again: deque[tuple[Plan, Call]] = deque()
         self._finished_at = self._reported_at = time.monotonic()
@@ -188,6 +191,7 @@ class Dispatcher:
         except Exception as error:
             self._fail(flight, self._cause(flight, ref, error))
             return
+        self.heard(flight.receipts[ref].readings)
         if len(flight.receipts) == len(flight.waiting):
             self._accept(flight)
 
