@@ -30,6 +30,7 @@ from b2ray.tracking.mlflow_names import artifacts, parameters, tags, tracking_ur
 
 RETRY_AFTER = 60.0  # seconds before a store that did not answer is asked again
 FINISH_WITHIN = 120.0  # seconds for the last figures and the LoRA to be sent
+EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}  # its page opens with the runs
 METRICS, PARAMS = 1000, 100  # that MLflow takes at once
 
 
@@ -45,6 +46,7 @@ class MlflowLog:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         self.folder, self.config = folder, folder.config
         self.uri = tracking_uri(self.config)
         self._file = folder.path / "mlflow.json"
@@ -198,7 +200,7 @@ class MlflowLog:
         experiment = (
             found.experiment_id
             if found
-            else client.create_experiment(name, artifact_location=artifacts(self.config, self.uri))
+            else client.create_experiment(name, artifacts(self.config, self.uri), EXPERIMENT)
         )
         tag = f"tags.`b2ray.key` = '{notes['key']}'"
         runs = client.search_runs([experiment], filter_string=tag)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from b2ray.options import find
 from b2ray.tracking.folder import RunFolder
 
 NAME = "lora"
+PACKAGES = ("diffusers", "transformers", "peft", "torch", "accelerate", "safetensors")
 PARAMETERS = ("seed", "preset", "model.path", "model.lora.rank", "model.lora.alpha")
 
 
@@ -87,6 +91,8 @@ def _save(path: Path, folder: RunFolder, model: Any) -> None:
         mlflow_model=described,
         signature=_signature(config),
         input_example=_example(folder),
+        # Those that are installed, but for the build of torch: `+cu130` is on no public index.
+        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES],
     )
     if config.model.revision:  # the flavour asks the hub for the newest one
         described.flavors["diffusers"]["base_model_revision"] = config.model.revision
@@ -138,14 +144,30 @@ def _register(client: Any, run_id: str, model_id: str, config: Config, said: str
             raise
     if client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
         return
-    client.create_model_version(
-        name,
-        source=f"models:/{model_id}",
-        run_id=run_id,
-        model_id=model_id,
-        description=said or None,
-        tags={"b2ray.run": config.name, "b2ray.preset": config.preset},
-    )
+    with tracked_at(client.tracking_uri):
+        client.create_model_version(
+            name,
+            source=f"models:/{model_id}",
+            run_id=run_id,
+            model_id=model_id,
+            description=said or None,
+            tags={"b2ray.run": config.name, "b2ray.preset": config.preset},
+        )
+
+
+@contextmanager
+def tracked_at(uri: str) -> Iterator[None]:
+    """A registry in a file looks for models in MLflow's global store only. Left set, it (and the
+    environment variable that goes with it) would be where the next run of this process is
+    tracked."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 def _is_file(base_model: str) -> bool:

@@ -67,14 +67,15 @@ def _of(
     for step, which in zip(steps, when, strict=True):
         for i, picture in enumerate(cut(folder.strip(step, name), held)[:count]):
             save_png(_enlarged(picture), beside / f"{name}_{i:03d}_{which}.png")
-    columns = ["prompts", "prompt", "seed", "number", *when]
-    columns += [f"{r} {which}" for r in rewards for which in when]
+    # MLflow's page shows the first columns and groups by the first.
+    columns = ["prompt", *when, *(f"{r} {which}" for r in rewards for which in when)]
+    columns += ["prompts", "seed", "number"]
     rows = []
     for i in range(count):
         files = (f"{PICTURES}/{name}_{i:03d}_{which}.png" for which in when)
         shown = [{"type": "image", "filepath": f, "compressed_filepath": f} for f in files]
         figures = [round(float(found[r][i]), 6) for r in rewards for found in scores]
-        rows.append([name, prompts[i], folder.config.seed, i, *shown, *figures])
+        rows.append([prompts[i], *shown, *figures, name, folder.config.seed, i])
     return columns, rows
 
 

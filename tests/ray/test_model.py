@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from b2ray.diffusion.lora_file import FILE, load
+from b2ray.tracking.mlflow_model import tracked_at
 from tests.models import PROMPTS, pipeline
 from tests.runner import Runner
 
@@ -22,9 +23,8 @@ def uri(runner: Runner, undisturbed: str) -> Iterator[str]:
     store = f"sqlite:///{runner.runs / 'mlflow.db'}"
     notes = json.loads((runner.runs / undisturbed / "mlflow.json").read_text())
     (model,) = mlflow.MlflowClient(store).get_run(notes["run_id"]).outputs.model_outputs
-    mlflow.set_tracking_uri(store)
-    yield f"models:/{model.model_id}"
-    mlflow.set_tracking_uri(None)
+    with tracked_at(store):
+        yield f"models:/{model.model_id}"
 
 
 def draw(pipe) -> np.ndarray:

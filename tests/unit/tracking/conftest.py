@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -24,6 +25,7 @@ def runs_with_store(tmp_path: Path, empty_store: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
+    monkeypatch.setenv("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     runs = tmp_path / "runs"
     runs.mkdir()
     shutil.copy(empty_store, runs / "mlflow.db")
@@ -31,5 +33,6 @@ def runs_with_store(tmp_path: Path, empty_store: Path, monkeypatch: pytest.Monke
 
 
 @pytest.fixture
-def client(runs_with_store: Path) -> mlflow.MlflowClient:
-    return mlflow.MlflowClient(f"sqlite:///{runs_with_store / 'mlflow.db'}")
+def client(runs_with_store: Path) -> Iterator[mlflow.MlflowClient]:
+    yield mlflow.MlflowClient(f"sqlite:///{runs_with_store / 'mlflow.db'}")
+    mlflow.set_tracking_uri(None)  # where a test has set it

@@ -15,6 +15,7 @@ from b2ray.diffusion import lora_file
 from b2ray.errors import ConfigError
 from b2ray.tracking import mlflow_model
 from b2ray.tracking.folder import RunFolder
+from b2ray.tracking.mlflow_model import tracked_at
 from tests.unit.report.runs import PROMPTS, settings, write_run
 
 
@@ -52,6 +53,7 @@ def test_it_is_one_model_and_one_version_however_often_it_is_sent(client, runs_w
     for _ in range(2):
         mlflow_model.send(client, run_id, folder, "The reward rose.")
     (model_id,) = models(client, run_id)
+    assert not mlflow.is_tracking_uri_set()  # the next run of this process has its own
     assert [str(v) for v, _ in versions(client)] == ["1"]
     (version,) = client.search_model_versions("name = 'mine'")
     assert version.model_id == model_id and version.description == "The reward rose."
@@ -79,15 +81,14 @@ def test_a_model_whose_process_died_before_it_told_the_run_is_gone_on_with(
     assert model.status == "READY"
 
 
-def test_its_signature_and_example_are_the_runs_own(client, runs_with_store, base, tmp_path):
+def test_its_signature_and_example_are_the_runs_own(client, runs_with_store, base):
     sampling = {"steps": 10, "guidance": 3.5, "height": 64, "width": 48}
     folder = finished(runs_with_store, base, sampling=sampling)
     run_id = new_run(client)
     mlflow_model.send(client, run_id, folder)
     (model_id,) = models(client, run_id)
-    local = mlflow.artifacts.download_artifacts(
-        f"models:/{model_id}", dst_path=str(tmp_path / "got"), tracking_uri=client.tracking_uri
-    )
+    with tracked_at(client.tracking_uri):
+        local = mlflow.artifacts.download_artifacts(f"models:/{model_id}")
     model = mlflow.models.Model.load(local)
     assert model.signature.inputs.input_names() == ["prompt"]
     defaults = {p.name: p.default for p in model.signature.params}
@@ -97,14 +98,13 @@ def test_its_signature_and_example_are_the_runs_own(client, runs_with_store, bas
     assert model.flavors["diffusers"]["base_model"] == str(base)
 
 
-def test_a_revision_of_the_base_model_is_kept(client, runs_with_store, base, tmp_path):
+def test_a_revision_of_the_base_model_is_kept(client, runs_with_store, base):
     folder = finished(runs_with_store, base, model={"path": str(base), "revision": "abc123"})
     run_id = new_run(client)
     mlflow_model.send(client, run_id, folder)
     (model_id,) = models(client, run_id)
-    local = mlflow.artifacts.download_artifacts(
-        f"models:/{model_id}", dst_path=str(tmp_path / "got"), tracking_uri=client.tracking_uri
-    )
+    with tracked_at(client.tracking_uri):
+        local = mlflow.artifacts.download_artifacts(f"models:/{model_id}")
     flavour = mlflow.models.Model.load(local).flavors["diffusers"]
     assert flavour["base_model_revision"] == "abc123"
 

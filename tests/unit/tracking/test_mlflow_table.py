@@ -31,7 +31,8 @@ def sent(
     for step in steps:
         assert mlflow_table.is_due(folder, step)
         mlflow_table.send(client, run_id, folder, step)
-    return folder, client.load_table(run_id, mlflow_table.FILE)
+    mlflow.set_tracking_uri(client.tracking_uri)
+    return folder, mlflow.load_table(mlflow_table.FILE, run_ids=[run_id])
 
 
 def pictures(client: mlflow.MlflowClient, run_id: str) -> list[str]:
@@ -41,23 +42,23 @@ def pictures(client: mlflow.MlflowClient, run_id: str) -> list[str]:
 def test_before_the_first_stage_it_has_what_there_is(client, run_id, runs_with_store):
     folder, table = sent(client, run_id, runs_with_store, (0,))
     assert list(table.columns) == [
-        *("prompts", "prompt", "seed", "number", "before"),
+        *("prompt", "before"),
         *("clip before", "judge before"),  # the sum of one reward says the same as that
+        *("prompts", "seed", "number"),
     ]
     assert len(table) == 2 * KEPT
     first = table.iloc[0]
-    assert (first["prompts"], first["prompt"], first["seed"], first["number"]) == (
-        *("train", PROMPTS[0]),
-        *(0, 0),
-    )
+    assert (first["prompt"], first["prompts"]) == (PROMPTS[0], "train")
+    assert (first["seed"], first["number"]) == (0, 0)
     assert first["clip before"] == pytest.approx(folder.scores(0, "train")["clip"][0], abs=1e-6)
 
 
 def test_at_the_end_the_same_seeds_stand_side_by_side(client, run_id, runs_with_store, tmp_path):
     folder, table = sent(client, run_id, runs_with_store, (0, 6))
     assert list(table.columns) == [
-        *("prompts", "prompt", "seed", "number", "before", "after"),
+        *("prompt", "before", "after"),
         *("clip before", "clip after", "judge before", "judge after"),
+        *("prompts", "seed", "number"),
     ]
     row = table[table["prompts"] == "heldout"].iloc[2]
     assert row["judge after"] == pytest.approx(folder.scores(6, "heldout")["judge"][2], abs=1e-6)
