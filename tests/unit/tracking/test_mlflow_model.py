@@ -55,7 +55,7 @@ def test_it_is_one_model_and_one_version_however_often_it_is_sent(client, runs_w
     (model_id,) = models(client, run_id)
     assert not mlflow.is_tracking_uri_set()  # the next run of this process has its own
     assert [str(v) for v, _ in versions(client)] == ["1"]
-    (version,) = client.search_model_versions("name = 'mine'")
+    version = client.get_model_version("mine", "1")
     assert version.model_id == model_id and version.description == "The reward rose."
     other = new_run(client)
     mlflow_model.send(client, other, folder)
@@ -94,7 +94,7 @@ def test_its_signature_and_example_are_the_runs_own(client, runs_with_store, bas
     defaults = {p.name: p.default for p in model.signature.params}
     assert defaults["num_inference_steps"] == 10 and defaults["guidance_scale"] == 3.5
     assert (defaults["height"], defaults["width"]) == (64, 48)
-    assert model.load_input_example(local)["prompt"].tolist() == [PROMPTS[0]]
+    assert model.load_input_example(local)["prompt"] == [PROMPTS[0]]
     assert model.flavors["diffusers"]["base_model"] == str(base)
 
 
