@@ -40,6 +40,12 @@ def is_drawn(opened: Opened, selector: str, least: int) -> None:
     )
 
 
+def has_lines(opened: Opened, least: int) -> None:
+    """Wait until so many charts have a line; a level one has no height, which is no visibility."""
+    line = opened.page.locator(".js-plotly-plot .scatterlayer path.js-line")
+    line.nth(least - 1).wait_for(state="attached")
+
+
 def test_the_overview_tells_what_the_run_was(visit, run_path, shot) -> None:
     found = visit(run_path)
     body = found.page.locator("body")
@@ -50,8 +56,7 @@ def test_the_overview_tells_what_the_run_was(visit, run_path, shot) -> None:
 
 def test_the_charts_show(visit, run_path, shot) -> None:
     found = visit(f"{run_path}/model-metrics")
-    # A chart has a path for its line; MLflow draws those that are in sight.
-    found.page.locator(".js-plotly-plot .scatterlayer path.js-line").nth(2).wait_for()
+    has_lines(found, 3)
     found.page.get_by_text("between_std").first.wait_for()
     shot(found.page, "mlflow-charts")
 
@@ -61,6 +66,10 @@ def test_the_pictures_show_as_a_series(visit, run_path, shot) -> None:
     found.page.get_by_placeholder("Search metric charts").fill("preview")
     found.page.get_by_text("preview_train").first.wait_for()
     is_drawn(found, "img[src*='get-artifact']", 1)
+    # In the small panel MLflow's list of parameters is above it.
+    found.page.locator("[data-component-id=fullscreen_button_chartcard]").first.click()
+    picture = found.page.get_by_role("dialog").locator("img").last
+    picture.scroll_into_view_if_needed()
     shot(found.page, "mlflow-pictures")
 
 
@@ -68,7 +77,7 @@ def test_the_machine_shows(visit, run_path, shot) -> None:
     found = visit(f"{run_path}/system-metrics")
     found.page.get_by_text("system/node_0").first.wait_for()
     found.page.get_by_text("cpu_utilization_percentage").first.wait_for()
-    found.page.locator(".js-plotly-plot .scatterlayer path.js-line").first.wait_for()
+    has_lines(found, 1)
     shot(found.page, "mlflow-system")
 
 
@@ -98,5 +107,7 @@ def test_runs_can_be_compared_picture_by_picture(visit, run_path, shot) -> None:
     experiment = run_path.partition("/runs/")[0]
     found = visit(f"{experiment}/runs?compareRunsMode=ARTIFACT")
     found.page.get_by_text("evaluation.json").first.wait_for()
+    found.page.get_by_text("Compare: ").click()
+    found.page.get_by_text("after", exact=True).first.click()
     is_drawn(found, "img[src*='get-artifact']", 1)
     shot(found.page, "mlflow-compare")
