@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from b2ray.errors import EXIT_DONE, EXIT_STOPPED
+from b2ray.options import parse
 from b2ray.tracking.folder import RunFolder
 from b2ray.tracking.mlflow_log import MlflowLog
-from tests.models import PROMPTS, config
+from tests.models import PROMPTS, arguments
 from tests.processes import free_port
 from tests.runner import Runner, when
 from tests.servers import mlflow_server
@@ -82,14 +83,14 @@ def test_it_has_how_busy_the_machine_was(server: str, tracked: str) -> None:
 def test_it_has_the_evaluation_as_a_table(server: str, tracked: str, tmp_path: Path) -> None:
     mlflow.set_tracking_uri(server)
     try:
-        run_id = found_run(server, tracked).info.run_id
-        table = mlflow.load_table("evaluation.json", run_ids=[run_id])
+        info = found_run(server, tracked).info
+        client = mlflow.MlflowClient(server)
+        table = client.load_table(info.experiment_id, "evaluation.json", [info.run_id])
     finally:
         mlflow.set_tracking_uri(None)
     assert set(table["prompt"]) <= set(PROMPTS) and {"clip before", "clip after"} <= set(table)
-    client = mlflow.MlflowClient(server)
     for cell in table.iloc[0][["before", "after"]]:
-        file = client.download_artifacts(run_id, cell["filepath"], str(tmp_path))
+        file = client.download_artifacts(info.run_id, cell["filepath"], str(tmp_path))
         assert Image.open(file).size[0] >= 96
 
 
@@ -131,10 +132,8 @@ def test_sent_again_nothing_changes(runner: Runner, server: str, tracked: str) -
         )
 
     before = all_there()
-    folder = RunFolder(
-        runner.runs / tracked,
-        config(runner.models, runs=runner.runs, name=tracked, tracking__uri=server, **OPTIONS),
-    )
+    words = arguments(runner.models, runner.runs, tracked, tracking__uri=server, **OPTIONS)
+    folder = RunFolder(runner.runs / tracked, parse(words).config)
     log = MlflowLog(folder)
     log._note(run_id=None, sent=-1, system=0, hosts=[])  # as if nothing had been noted
     log.finish("FINISHED", run.data.tags["mlflow.note.content"])
