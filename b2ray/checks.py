@@ -14,6 +14,7 @@ from b2ray.errors import ConfigError
 from b2ray.options import find
 from b2ray.prompts import PromptSet, PromptSets, read
 from b2ray.rewards import check
+from b2ray.tracking import mlflow_model
 
 
 def check_files(config: Config) -> PromptSets:
@@ -23,6 +24,9 @@ def check_files(config: Config) -> PromptSets:
         ConfigError: one sentence that names the field and the remedy.
     """
     check_model(config.model.path)
+    problem = mlflow_model.problem(config)
+    if problem:
+        raise ConfigError(problem)
     check_rewards(config.all_rewards)
     return read_prompts(config)
 

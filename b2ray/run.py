@@ -85,7 +85,7 @@ def _run(config: Config, prompts: PromptSets, folder: RunFolder) -> int:
         )
         if not log.closed:  # its process died between the summary and MLflow's last figures
             report.try_to_write(folder.path, config)
-            log.finish("FINISHED", config.model.path)
+            log.finish("FINISHED", report.verdict(folder.path, config))
         closing_table(folder.summary(), folder.path / report.FILE)
         return EXIT_DONE
     status = "FAILED"
@@ -113,7 +113,7 @@ def _run(config: Config, prompts: PromptSets, folder: RunFolder) -> int:
     finally:
         if folder.metrics():
             report.try_to_write(folder.path, config)
-        log.finish(status, config.model.path if status == "FINISHED" else None)
+        log.finish(status, report.verdict(folder.path, config))
     closing_table(summary, folder.path / report.FILE)
     return EXIT_DONE
 
@@ -149,6 +149,7 @@ class Run:
         self.crew = Crew(config, prompts, stop)
         self.recorder = Recorder(config, prompts, folder, log)
         self.crew.roster.tell = self.recorder.fleet_event
+        self.crew.dispatcher.heard = self.recorder.machine_readings
 
     def train(self) -> dict[str, Any]:
         """All stages that are not committed yet; returns the summary."""

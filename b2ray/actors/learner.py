@@ -46,6 +46,7 @@ class Learner(Worker):
         from b2ray.objectives.update import Updater
 
         began, place = time.perf_counter(), device(config.learner.threads)
+        self.observe(config)
         self.ranks = Ranks(
             rank,
             config.learner.ranks,

@@ -35,6 +35,7 @@ class Sampler(Worker):
         from b2ray.diffusion.policy import Policy  # heavy, and the driver imports this module
 
         began = time.perf_counter()
+        self.observe(config)
         self.policy = Policy(config, device(config.cpu_threads))
         self.policy.prepare(prompts)
         cut = self.policy.too_long(prompts)

@@ -21,6 +21,7 @@ class Scorer(Worker):
     def load(self, config: Config, names: Sequence[str]) -> Receipt:
         """Load the rewards of these names."""
         began = time.perf_counter()
+        self.observe(config)
         specs = [r for r in config.all_rewards if r.name in names]
         self.panel = Panel(specs, device(config.cpu_threads))
         return self.receipt(began)

@@ -19,7 +19,9 @@ import psutil
 import ray
 from ray.exceptions import ObjectLostError
 
+from b2ray.config import Config
 from b2ray.errors import ConfigError, RankLost, WorkerError
+from b2ray.usage import Reading, Usage
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +41,7 @@ class Receipt:
         unet_evals: guided evaluations of one latent.
         unet_seconds: of `seconds` those in which the device was at work on the UNet.
         peak: bytes of memory that the process has had at most, as `Memory` has it.
+        readings: how busy the worker's machine was since the receipt before.
     """
 
     role: str
@@ -49,6 +52,7 @@ class Receipt:
     values: dict[str, Any] = field(default_factory=dict)
     unet_seconds: float = 0.0
     peak: int = 0
+    readings: tuple[Reading, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -184,9 +188,15 @@ class Worker:
     """Base of the actors: a role, a policy version, receipts."""
 
     role = "worker"
+    usage: Usage | None = None
 
     def __init__(self) -> None:
         self.version = UNBOUND
+
+    def observe(self, config: Config) -> None:
+        """From now on read how busy this machine is, unless `tracking.system` is 0."""
+        if self.usage is None and config.tracking.system:
+            self.usage = Usage(config.tracking.system)
 
     @guarded("starting")
     def hello(self) -> Receipt:
@@ -223,6 +233,7 @@ class Worker:
             values,
             now.unet_seconds - then.unet_seconds,
             _peak(),
+            self.usage.taken() if self.usage else (),
         )
 
     def begin_trace(self) -> None:

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from b2ray.config.rewards import Workers
-from b2ray.config.section import Positive, Section
+from b2ray.config.section import Name, Positive, Section
 
 
 class Samplers(Section):
@@ -75,3 +75,9 @@ class Tracking(Section):
     did to runs/NAME/traces, for chrome://tracing or ui.perfetto.dev. Costs time in that stage."""
     parent: str | None = None
     """Id of the MLflow run that this one belongs to; a sweep sets it for its trials."""
+    register_as: Name | None = None
+    """Name in MLflow's model registry under which a finished run's LoRA becomes the next version;
+    empty: it is logged with the run and not registered."""
+    system: float = Field(10.0, ge=0, le=3600)
+    """Seconds between readings of how busy every machine of the run is (processors, memory, GPUs,
+    disk, network), MLflow's system metrics; 0: none."""

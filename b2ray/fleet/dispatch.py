@@ -29,6 +29,7 @@ from b2ray.fleet.budgets import Failure
 from b2ray.fleet.roster import Roster
 from b2ray.fleet.session import StopFlag
 from b2ray.fleet.slots import Call, Slot, SlotState, Team
+from b2ray.usage import Reading
 
 TICK = 1.0  # seconds between looks at the stop flag and the watchdogs
 REPORT_EVERY = 15.0  # seconds between messages about a wait
@@ -81,6 +82,7 @@ class Dispatcher:
         seconds: that the last call of each role took.
         peaks: bytes of memory that a process of each role has had at most.
         watch: called about every second.
+        heard: called with what workers' machines did meanwhile.
     """
 
     def __init__(self, roster: Roster, stop: StopFlag, stall_timeout: float) -> None:
@@ -88,6 +90,7 @@ class Dispatcher:
         self.seconds: dict[str, float] = {}
         self.peaks: dict[str, int] = {}
         self.watch: Callable[[Dispatcher], None] = lambda _: None
+        self.heard: Callable[[Sequence[Reading]], None] = lambda _: None
         self._flights: dict[Any, Flight] = {}
         self._again: deque[tuple[Plan, Call]] = deque()
         self._finished_at = self._reported_at = time.monotonic()
@@ -190,6 +193,7 @@ class Dispatcher:
         except Exception as error:
             self._fail(flight, self._cause(flight, ref, error))
             return
+        self.heard(flight.receipts[ref].readings)
         if len(flight.receipts) == len(flight.waiting):
             self._accept(flight)
 

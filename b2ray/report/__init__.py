@@ -24,6 +24,17 @@ def write(path: Path, config: Config, output: Path | None = None) -> Path:
     return file
 
 
+def verdict(path: Path, config: Config) -> str:
+    """What came of a run, in a line; empty if that cannot be told."""
+    from b2ray.report import words
+    from b2ray.report.record import Record
+
+    try:
+        return words.verdict(Record.read(path, config))
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
 def try_to_write(path: Path, config: Config) -> Path | None:
     """`write` at the end of a run, which a page that cannot be made does not fail."""
     try:

@@ -147,7 +147,7 @@ def _shown_tree(tree: trees.Tree) -> ShownTree:
 
 
 def _strip(record: Record, step: int, prompts: str) -> Path:
-    return record.folder.pictures / f"step-{step:05d}" / f"{prompts}_strip.png"
+    return record.folder.strip(step, prompts)
 
 
 def _pairs(record: Record, prompts: str, first: int, last: int) -> list[Pair]:

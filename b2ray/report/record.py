@@ -133,11 +133,7 @@ class Record:
 
     def prompts(self, step: int, prompts: str) -> list[str]:
         """The prompt of each picture of an evaluation."""
-        return list(self._evaluation(step, prompts)["prompts"])
-
-    def _evaluation(self, step: int, prompts: str) -> dict[str, Any]:
-        file = self.folder.path / "evaluations" / f"step-{step:05d}_{prompts}.json"
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return self.folder.prompts(step, prompts)
 
 
 def _change(name: str, prompts: str, before: np.ndarray, after: np.ndarray) -> Change:

@@ -14,7 +14,8 @@ from b2ray.config import Config
 from b2ray.discretion import masked
 from b2ray.sweep.trials import Plan
 from b2ray.tracking.folder import write_atomically
-from b2ray.tracking.mlflow_log import PARENT_TAG, tracking_uri
+from b2ray.tracking.mlflow_log import EXPERIMENT
+from b2ray.tracking.mlflow_names import PARENT_TAG, tracking_uri
 
 
 class ParentRun:
@@ -49,7 +50,7 @@ class ParentRun:
         experiment = (
             there.experiment_id
             if there
-            else client.create_experiment(name, artifact_location=self._artifacts())
+            else client.create_experiment(name, self._artifacts(), EXPERIMENT)
         )
         tag = f"tags.`b2ray.key` = '{notes['key']}'"
         known = client.search_runs([experiment], filter_string=tag)

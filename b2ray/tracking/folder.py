@@ -34,6 +34,8 @@ from b2ray.options import read_yaml, validated
 from b2ray.prefixes import Origin, needed, packed, unpacked
 
 KEPT_CHECKPOINTS = 2
+# What a run that ended before its first commit may leave.
+LEFTOVERS = ("metrics.jsonl", "mlflow.json", "fleet.jsonl", "system.jsonl")
 
 
 @dataclass
@@ -98,6 +100,7 @@ class RunFolder:
         self.summary_file = path / "summary.json"
         self.metrics_file = path / "metrics.jsonl"
         self.events_file = path / "fleet.jsonl"
+        self.system_file = path / "system.jsonl"
         self.pictures = path / "pictures"
         self.lora = path / "lora"
         self._checkpoints = path / "checkpoints"
@@ -213,6 +216,19 @@ class RunFolder:
         kept = json.loads(self._scores_file(step, name).read_text(encoding="utf-8"))
         return {k: np.array(v) for k, v in kept["scores"].items()}
 
+    def prompts(self, step: int, name: str) -> list[str]:
+        """The prompt of each picture of an evaluation."""
+        kept = json.loads(self._scores_file(step, name).read_text(encoding="utf-8"))
+        return list(kept["prompts"])
+
+    def evaluated(self, step: int, name: str) -> bool:
+        """Whether there is an evaluation of a prompt set after a stage."""
+        return self._scores_file(step, name).is_file()
+
+    def strip(self, step: int, name: str) -> Path:
+        """The first pictures of an evaluation, side by side (`show.strip`); it may be missing."""
+        return self.pictures / f"step-{step:05d}" / f"{name}_strip.png"
+
     def metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl."""
         if not self.metrics_file.exists():
@@ -296,7 +312,7 @@ def open_run(config: Config) -> Iterator[RunFolder]:
             raise ConfigError(f"{path} is in use by another process: wait, or end it") from error
         # Again, because another process may have made it a run in the meantime.
         if refuse_foreign(config, path):
-            for leftover in (path / n for n in ("metrics.jsonl", "mlflow.json", "fleet.jsonl")):
+            for leftover in map(path.joinpath, LEFTOVERS):
                 leftover.unlink(missing_ok=True)
             write_atomically(path / "config.yaml", dump(config))
         yield RunFolder(path, config)

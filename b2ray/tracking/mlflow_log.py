@@ -1,7 +1,8 @@
 """MLflow: a copy of the run's folder that is allowed to be late.
 
-metrics.jsonl is the record. Lines are sent with the time they were written, so that sending one
-twice changes nothing, and what a store that was away has missed is sent when it is back.
+metrics.jsonl and system.jsonl are the record. Lines are sent with the time they were written, so
+that sending one twice changes nothing, and what a store that was away has missed is sent when it is
+back. Everything else is sent under names that do not change, over what is there.
 """
 
 from __future__ import annotations
@@ -11,25 +12,26 @@ import logging
 import math
 import os
 import re
+import socket
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from b2ray.config import Config
 from b2ray.discretion import masked
-from b2ray.options import find
+from b2ray.tracking import machines, mlflow_model, mlflow_table
 from b2ray.tracking.folder import RunFolder, write_atomically
+from b2ray.tracking.mlflow_names import artifacts, parameters, tags, tracking_uri
 
 RETRY_AFTER = 60.0  # seconds before a store that did not answer is asked again
 FINISH_WITHIN = 120.0  # seconds for the last figures and the LoRA to be sent
-PARENT_TAG = "mlflow.parentRunId"  # MLflow's own: its page shows a run beneath this one
+EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}  # its page opens with the runs
+METRICS, PARAMS = 1000, 100  # that MLflow takes at once
 
 
 class MlflowLog:
@@ -44,6 +46,7 @@ class MlflowLog:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         self.folder, self.config = folder, folder.config
         self.uri = tracking_uri(self.config)
         self._file = folder.path / "mlflow.json"
@@ -71,15 +74,19 @@ class MlflowLog:
         if not recent and (self._thread is None or not self._thread.is_alive()):
             self._start(self._send_lines)
 
-    def finish(self, status: str, base_model: str | None = None) -> None:
-        """Send the rest and close the run as FINISHED, KILLED or FAILED; with the LoRA as a
-        model if `base_model` says what it is for. Waits a bounded time."""
+    def finish(self, status: str, said: str = "") -> None:
+        """Send the rest and close the run as FINISHED, with the LoRA as a model, or as KILLED or
+        FAILED. Waits a bounded time.
+
+        Args:
+            said: what came of the run, for people.
+        """
         if self.run_id is None and not self.folder.metrics():
             return  # ended before there was anything to tell
 
         def close() -> None:
             self._send_lines()
-            self._finish(status, base_model)
+            self._finish(status, said)
 
         until = time.monotonic() + FINISH_WITHIN
         if self._thread is not None:
@@ -116,7 +123,33 @@ class MlflowLog:
                 ],
             )
             self._send_images(client, run_id, line, stamp)
+            if mlflow_table.is_due(self.folder, step):
+                mlflow_table.send(client, run_id, self.folder, step)
             self._note(sent=step)
+        self._send_machines(client, run_id)
+
+    def _send_machines(self, client: Any, run_id: str) -> None:
+        """How busy machines were, each under a number of its own: node_0 is the driver's."""
+        from mlflow.entities import Metric
+
+        notes = self._notes()
+        lines, end = machines.read(self.folder.system_file, notes.get("system", 0))
+        if not lines:
+            return
+        known, began = notes.get("hosts", []), notes.get("began", lines[0]["time"])
+        hosts = known or [socket.gethostname()]
+        hosts = list(dict.fromkeys([*hosts, *(line["host"] for line in lines)]))
+        for number, host in list(enumerate(hosts))[len(known) :]:
+            client.set_tag(run_id, f"b2ray.node_{number}", host)
+        found = []
+        for line in lines:
+            stamp, step = int(line["time"] * 1000), round(line["time"] - began)
+            place = f"system/node_{hosts.index(line['host'])}"
+            figures = {k: v for k, v in line.items() if k not in ("time", "host")}
+            found += [Metric(f"{place}/{k}", v, stamp, step) for k, v in figures.items()]
+        for batch in _batches(found, METRICS):
+            client.log_batch(run_id, metrics=batch)
+        self._note(system=end, hosts=hosts, began=began)
 
     def _send_images(self, client: Any, run_id: str, line: Mapping[str, Any], stamp: int) -> None:
         there = [a.path for a in client.list_artifacts(run_id, "images")] if line["images"] else []
@@ -130,33 +163,18 @@ class MlflowLog:
                     run_id, picture.convert("RGB"), key=key, step=step, timestamp=stamp
                 )
 
-    def _finish(self, status: str, base_model: str | None) -> None:
+    def _finish(self, status: str, said: str) -> None:
         client, run_id = self._client(), self._run()
         path = self.folder.path
         for file in (path / "config.yaml", self.folder.summary_file, path / "report.html"):
             if file.exists():
                 client.log_artifact(run_id, str(file))
-        if base_model is not None and _is_file(base_model):
-            # The flavour wants a pipeline's folder or hub id to load the LoRA into.
-            client.log_artifacts(run_id, str(self.folder.lora), "lora")
-        elif base_model is not None:
-            self._log_model(run_id, base_model)
+        if said:
+            client.set_tag(run_id, "mlflow.note.content", said)
+        if status == "FINISHED":
+            mlflow_model.send(client, run_id, self.folder, said)
         client.set_terminated(run_id, status)
         self._note(closed=status == "FINISHED")
-
-    def _log_model(self, run_id: str, base_model: str) -> None:
-        import mlflow
-
-        if self._client().get_run(run_id).outputs.model_outputs:
-            return  # logged by a process that died after it
-        with tracked_at(self.uri), mlflow.start_run(run_id=run_id):
-            mlflow.diffusers.log_model(
-                adapter_path=str(self.folder.lora),
-                base_model=_flavour_path(base_model),
-                name="lora",
-                # Given, so that MLflow does not load the model in a subprocess to find out.
-                pip_requirements=["diffusers", "transformers", "peft", "torch"],
-            )
 
     def _client(self) -> Any:
         import mlflow
@@ -171,6 +189,7 @@ class MlflowLog:
         if notes["run_id"]:
             if not self._running:  # it was closed when the process before this one stopped
                 self._client().update_run(notes["run_id"], status="RUNNING")
+                self._tag(notes["run_id"])
                 self._running = True
             return str(notes["run_id"])
         from mlflow.entities import Param
@@ -181,7 +200,7 @@ class MlflowLog:
         experiment = (
             found.experiment_id
             if found
-            else client.create_experiment(name, artifact_location=self._artifacts())
+            else client.create_experiment(name, artifacts(self.config, self.uri), EXPERIMENT)
         )
         tag = f"tags.`b2ray.key` = '{notes['key']}'"
         runs = client.search_runs([experiment], filter_string=tag)
@@ -191,28 +210,24 @@ class MlflowLog:
             else client.create_run(
                 experiment,
                 run_name=self.config.name,
-                tags={
-                    "b2ray.key": notes["key"],
-                    "b2ray.preset": self.config.preset,
-                    **(
-                        {PARENT_TAG: self.config.tracking.parent}
-                        if self.config.tracking.parent
-                        else {}
-                    ),
-                },
+                tags={"b2ray.key": notes["key"]},
             )
         )
-        # MLflow refuses a parameter that changes: only what a run may not change.
-        params = [Param(key, value) for key, value in flat(self.config.identity()).items()]
-        client.log_batch(run.info.run_id, params=params)
+        self._tag(run.info.run_id)
+        # MLflow refuses a parameter that changes; those of a run that was found stay.
+        new = {k: v for k, v in parameters(self.config).items() if k not in run.data.params}
+        for batch in _batches([Param(k, v) for k, v in new.items()], PARAMS):
+            client.log_batch(run.info.run_id, params=batch)
         self._note(run_id=run.info.run_id)
+        self._running = True
         return str(run.info.run_id)
 
-    def _artifacts(self) -> str | None:
-        """Beside the runs for our own SQLite file; a server knows where it keeps artifacts."""
-        if self.uri != _local_uri(self.config):
-            return None
-        return (Path(self.config.runs).resolve() / "mlartifacts").as_uri()
+    def _tag(self, run_id: str) -> None:
+        """The tags of this process, which may have other versions than the one before."""
+        from mlflow.entities import RunTag
+
+        found = [RunTag(k, v) for k, v in tags(self.config).items()]
+        self._client().log_batch(run_id, tags=found)
 
     def _safely(self, action: Callable[[], object]) -> None:
         try:
@@ -236,46 +251,7 @@ class MlflowLog:
         write_atomically(self._file, json.dumps({**old, **values}))
 
 
-def tracking_uri(config: Config) -> str:
-    """The configured store, else MLFLOW_TRACKING_URI, else SQLite beside the runs."""
-    return config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or _local_uri(config)
-
-
-@contextmanager
-def tracked_at(uri: str) -> Iterator[None]:
-    """Models are logged to MLflow's global store only. Left set, it (and the environment variable
-    that goes with it) would be where the next run of this process is tracked."""
-    import mlflow
-
-    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before)
-
-
-def _local_uri(config: Config) -> str:
-    return f"sqlite:///{Path(config.runs).resolve() / 'mlflow.db'}"
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as section.field: text, MLflow's form of parameters."""
-    pairs: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            pairs |= flat(value, f"{prefix}{key}.")
-        else:
-            pairs[f"{prefix}{key}"] = str(value)[:6000]
-    return pairs
-
-
-def _is_file(base_model: str) -> bool:
-    local = find(base_model)
-    return local is not None and local.is_file()
-
-
-def _flavour_path(base_model: str) -> str:
-    """Absolute for a local folder: MLflow asks the hub about anything else."""
-    local = find(base_model)
-    return str(local.resolve()) if local else base_model
+def _batches(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """At most so many at a time."""
+    for i in range(0, len(values), size):
+        yield values[i : i + size]

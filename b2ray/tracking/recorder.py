@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -24,9 +24,13 @@ from b2ray.fleet.rollout import Rollout
 from b2ray.fleet.roster import Event
 from b2ray.prompts import PromptSets
 from b2ray.tracking.folder import RunFolder, RunState, write_atomically
-from b2ray.tracking.mlflow_log import MlflowLog, tracking_uri
+from b2ray.tracking.machines import Machines
+from b2ray.tracking.mlflow_log import MlflowLog
+from b2ray.tracking.mlflow_names import tracking_uri
 from b2ray.tracking.show import Progress, cut, save_png, sheet, strip
+from b2ray.usage import Reading
 
+SEND_EVERY = 60.0  # seconds between looks of MLflow at a stage that goes on
 DIVERSITY = ("pairwise", "vendi")
 
 
@@ -41,8 +45,10 @@ class Recorder:
         stages = config.advantage.window
         self.state = RunState(window=RewardWindow(stages), scores=RewardWindow(stages))
         self.advance: Callable[[int], Any] = lambda _: None
+        self.machines = Machines(folder.system_file, config.tracking.system)
         self._since = time.perf_counter()
         self._committing = 0.0  # seconds that the last commit took: its own line precedes it
+        self._sent = time.monotonic()
 
     # --- the life of a run ---------------------------------------------------------------------
 
@@ -164,8 +170,9 @@ class Recorder:
         return summary
 
     def close(self) -> None:
-        """Leave the screen in order."""
+        """Leave the screen in order, and what machines did whole."""
         self.progress.close()
+        self.machines.close()
 
     # --- the screen ----------------------------------------------------------------------------
 
@@ -195,6 +202,16 @@ class Recorder:
         if event.line:
             self.line(event.line)
 
+    def machine_readings(self, readings: Sequence[Reading]) -> None:
+        """Keep how busy machines were, and show it before a long stage is done; never fails."""
+        self.machines.add(readings)
+        if self.state.digest and time.monotonic() - self._sent > SEND_EVERY:
+            self._send()
+
+    def _send(self) -> None:
+        self.log.send()
+        self._sent = time.monotonic()
+
     # --- stages --------------------------------------------------------------------------------
 
     def _commit(self, crew: Crew, state: RunState, figures: Mapping[str, float]) -> RunState:
@@ -217,7 +234,7 @@ class Recorder:
         self.folder.commit(state, *crew.newest, crew.kept, made)
         crew.prefixes.forget(state.stage)
         crew.gauges.stage(state.stage, figures)
-        self.log.send()
+        self._send()
         self.state = state
         self._committing = time.perf_counter() - now
         return state
@@ -296,17 +313,15 @@ class Recorder:
             return []
         pictures = np.concatenate(found.pictures)[:count]
         folder = self.folder.pictures / f"step-{step:05d}"
-        save_png(strip(pictures), folder / f"{name}_strip.png")
+        save_png(strip(pictures), self.folder.strip(step, name))
         texts = [prompts[i % len(prompts)] for i in range(count)]
         page = folder / f"preview_{name}.png"
         save_png(sheet(texts, [(f"stage {step}", pictures)]), page)
         return [str(page.relative_to(self.folder.path))]
 
     def _before_after(self, name: str, prompts: tuple[str, ...]) -> str | None:
-        strips = [
-            self.folder.pictures / f"step-{e['step']:05d}" / f"{name}_strip.png"
-            for e in (self.state.evaluations[0], self.state.evaluations[-1])
-        ]
+        ends = self.state.evaluations[0], self.state.evaluations[-1]
+        strips = [self.folder.strip(e["step"], name) for e in ends]
         if not all(s.exists() for s in strips):
             return None
         config = self.config.evaluation

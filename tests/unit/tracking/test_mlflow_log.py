@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import threading
 from pathlib import Path
@@ -13,38 +12,20 @@ import pytest
 from PIL import Image
 
 from b2ray.branching import RewardWindow
-from b2ray.config import Config, Curriculum, Fleet, Prompts, Reward, Samplers, Tracking
+from b2ray.config import Config, Fleet, Prompts, Reward, Samplers
+from b2ray.diffusion import lora_file
 from b2ray.tracking import mlflow_log
 from b2ray.tracking.folder import RunFolder, RunState, open_run
-from b2ray.tracking.mlflow_log import MlflowLog, flat, tracking_uri
+from b2ray.tracking.mlflow_log import MlflowLog
+from b2ray.tracking.mlflow_names import parameters
 from b2ray.tracking.show import save_png
 
 mlflow = pytest.importorskip("mlflow")
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory) -> Path:
-    """A store with its tables, which take seconds to make."""
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch) -> None:
-    # Set here, so that what MlflowLog sets is taken back; no retries, so that tests are quick.
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
-
-
 @pytest.fixture
-def folder(tmp_path, empty_store) -> RunFolder:
-    runs = tmp_path / "runs"
-    runs.mkdir()
-    shutil.copy(empty_store, runs / "mlflow.db")
-    with open_run(config(runs)) as found:
+def folder(runs_with_store) -> RunFolder:
+    with open_run(config(runs_with_store)) as found:
         yield found
 
 
@@ -185,8 +166,71 @@ def test_the_end_sends_the_rest_and_closes_the_run(folder):
 
 def test_a_finished_run_is_closed_once_mlflow_has_everything(folder):
     stage_done(folder, 0)
-    MlflowLog(folder).finish("FINISHED")
+    MlflowLog(folder).finish("FINISHED")  # there is no LoRA yet
+    assert not MlflowLog(folder).closed
+    lora = {"down.lora_A.weight": np.zeros((4, 2), np.float32)}
+    lora_file.save(folder.lora, lora, folder.config.model.lora)
+    MlflowLog(folder).finish("FINISHED", "The reward rose.")
     assert MlflowLog(folder).closed
+    (run,) = runs(folder)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.note.content"] == "The reward rose."
+    assert len(run.outputs.model_outputs) == 1
+
+
+def machine_lines(folder: RunFolder, *hosts: str, at: float = 0.0) -> None:
+    """A reading of each of these machines, ten seconds apart."""
+    lines = [
+        {"time": at + 10 * i, "host": host, "cpu_utilization_percentage": 10.0 + i}
+        for i, host in enumerate(hosts)
+    ]
+    with folder.system_file.open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def busy(folder: RunFolder, node: int) -> list[tuple[int, float]]:
+    (run,) = runs(folder)
+    name = f"system/node_{node}/cpu_utilization_percentage"
+    found = store(folder).get_metric_history(run.info.run_id, name)
+    return sorted((m.step, m.value) for m in found)
+
+
+def test_machines_are_numbered_from_the_drivers_on_and_sent_once(folder):
+    stage_done(folder, 0)
+    here = socket.gethostname()
+    machine_lines(folder, "far", here, "far")
+    sent(MlflowLog(folder))
+    assert busy(folder, 0) == [(10, 11.0)]
+    assert busy(folder, 1) == [(0, 10.0), (20, 12.0)]
+    machine_lines(folder, "third", "far", at=30.0)
+    sent(MlflowLog(folder))
+    forget(folder, system=0)  # as if the process had died before it noted what was sent
+    sent(MlflowLog(folder))
+    assert busy(folder, 1) == [(0, 10.0), (20, 12.0), (40, 11.0)]
+    assert busy(folder, 2) == [(30, 10.0)]
+    (run,) = runs(folder)
+    assert [run.data.tags[f"b2ray.node_{i}"] for i in range(3)] == [here, "far", "third"]
+
+
+def test_a_run_that_goes_on_has_the_tags_of_its_newest_process(folder, monkeypatch):
+    stage_done(folder, 0)
+    sent(MlflowLog(folder))
+    monkeypatch.setattr("ray.__version__", "99.0")
+    stage_done(folder, 1)
+    sent(MlflowLog(folder))
+    (run,) = runs(folder)
+    assert run.data.tags["ray.version"] == "99.0"
+    assert run.data.tags["b2ray.rewards"] == "clip"
+
+
+def test_more_parameters_than_mlflow_takes_at_once_are_all_there(folder):
+    rewards = tuple(Reward(name=f"r{i}", kind="clip") for i in range(30))
+    many = RunFolder(folder.path, folder.config.model_copy(update={"rewards": rewards}))
+    stage_done(folder, 0)
+    sent(MlflowLog(many))
+    (run,) = runs(folder)
+    assert run.data.params == parameters(many.config)
+    assert len(run.data.params) > 200
 
 
 def test_an_unfinished_send_does_not_hold_up_the_stages(folder, monkeypatch):
@@ -209,31 +253,3 @@ def test_what_did_not_commit_is_not_sent(folder):
     stage_done(folder, 1, commit=False)
     MlflowLog(folder).finish("FAILED")
     assert history(folder) == [(0, 0.0)]
-
-
-def test_the_store_is_the_configured_one_then_the_environments_then_a_file(tmp_path, monkeypatch):
-    assert tracking_uri(config(tmp_path)) == f"sqlite:///{tmp_path / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://environment")
-    assert tracking_uri(config(tmp_path)) == "http://environment"
-    mine = config(tmp_path, tracking=Tracking(uri="http://mine"))
-    assert tracking_uri(mine) == "http://mine"
-
-
-def test_parameters_are_flat_text(tmp_path):
-    values = flat(config(tmp_path, curriculum=Curriculum(start=4)).model_dump(mode="json"))
-    assert values["curriculum.start"] == "4.0"
-    assert values["model.lora.rank"] == "4"
-    assert all(isinstance(v, str) for v in values.values())
-
-
-def test_the_lora_of_a_single_file_model_is_logged_as_files(folder, tmp_path):
-    """The diffusers flavour takes a pipeline's folder or hub id, and no checkpoint file."""
-    (tmp_path / "base.safetensors").write_bytes(b"")
-    folder.lora.mkdir()
-    (folder.lora / "pytorch_lora_weights.safetensors").write_bytes(b"weights")
-    stage_done(folder, 0)
-    MlflowLog(folder).finish("FINISHED", str(tmp_path / "base.safetensors"))
-    (run,) = runs(folder)
-    assert run.info.status == "FINISHED"
-    found = [a.path for a in store(folder).list_artifacts(run.info.run_id, "lora")]
-    assert found == ["lora/pytorch_lora_weights.safetensors"]
