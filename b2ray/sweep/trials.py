@@ -16,7 +16,7 @@ from b2ray.options import Words, base, find, merge, read_yaml, resolved
 from b2ray.sweep.spec import Sweep, split
 from b2ray.sweep.values import points
 from b2ray.tracking.folder import refuse_foreign
-from b2ray.tracking.mlflow_log import tracking_uri
+from b2ray.tracking.mlflow_names import tracking_uri
 
 # How the figures of metrics.jsonl begin.
 FIGURES = (

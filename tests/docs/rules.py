@@ -42,6 +42,7 @@ LOOKED_AT = {
     "ray dashboard cluster/aws.yaml": CLOUD,
     "ray rsync-down cluster/aws.yaml /data/runs/mine/ runs/mine/": CLOUD,
     "ray down cluster/aws.yaml": CLOUD,
+    "export MLFLOW_TRACKING_URI=http://127.0.0.1:5000": "its server has been ended by then",
     "export RAY_AUTH_MODE=token": CLUSTER,
     "export RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265": CLUSTER,
     "sbatch --nodes=4 --gpus-per-node=1 cluster/slurm.sh python -m b2ray.run "
@@ -73,6 +74,9 @@ LOOKED_AT = {
         "its runtime environment installs packages, and /runs is a volume"
     ),
 }
+
+# Python that is only compiled, by its page.
+COMPILED = {"docs/mlflow.md": "it needs a server; tests/ray/test_model.py loads a model both ways"}
 
 
 @dataclass(frozen=True)
@@ -198,6 +202,12 @@ def demo(words: list[str], text: str, known: Known) -> Way:
     return Way(f"make demo ARGS={shlex.quote(more)}", key="make demo", fresh=name)
 
 
+def tracking(words: list[str], text: str, known: Known) -> Way:
+    """`mlflow server …`, at a free port."""
+    port = known.port()
+    return Way(f"exec {shlex.join(words)} --port={port}", serves=f"http://127.0.0.1:{port}/")
+
+
 def nodes(words: list[str], text: str, known: Known) -> Way:
     """`cluster/local.py`: the session's cluster is started and stopped by the sandbox."""
     if words[-1] == "stop":
@@ -228,6 +238,7 @@ RULES: dict[str, Rule] = {
     "make demo": demo,
     "make env": as_it_is,
     "make ui": ui,
+    "mlflow server": tracking,
     "source .venv/bin/activate": as_it_is,
     "export HF_HUB_OFFLINE=1": as_it_is,
     "printf": as_it_is,

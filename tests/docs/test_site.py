@@ -13,7 +13,7 @@ import pytest
 from b2ray.cli import COMMANDS
 from b2ray.config import Config
 from b2ray.errors import EXIT_CONFIG, EXIT_DONE, EXIT_STOPPED, EXIT_WORKER
-from b2ray.tracking.mlflow_log import flat
+from b2ray.tracking.mlflow_names import flat
 from tests.docs.pages import PAGES, ROOT, read
 
 
