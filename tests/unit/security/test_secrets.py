@@ -227,7 +227,8 @@ def test_no_file_of_a_run_has_a_secret(environment, models, tmp_path, capfd):
     assert {"config.yaml", "mlflow.db", "metrics.jsonl"} <= {p.name for p in written}
     with sqlite3.connect(tmp_path / "runs" / "mlflow.db") as store:
         logged = dict(store.execute("select key, value from params"))
-    assert "FAR_TOKEN" in logged["rewards"]  # the name is there, and is no secret
+    # The name is there, and is no secret.
+    assert logged["rewards.far.options.token_env"] == "FAR_TOKEN"
     for found in written:
         content = found.read_bytes()
         assert not [s for s in environment if s.encode() in content], found

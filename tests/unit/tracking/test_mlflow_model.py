@@ -56,7 +56,7 @@ def test_it_is_one_model_and_one_version_however_often_it_is_sent(client, runs_w
     assert not mlflow.is_tracking_uri_set()  # the next run of this process has its own
     assert [str(v) for v, _ in versions(client)] == ["1"]
     version = client.get_model_version("mine", "1")
-    assert version.model_id == model_id and version.description == "The reward rose."
+    assert version.source == f"models:/{model_id}" and version.description == "The reward rose."
     other = new_run(client)
     mlflow_model.send(client, other, folder)
     assert [(str(v), r) for v, r in versions(client)] == [("1", run_id), ("2", other)]
