@@ -69,7 +69,7 @@ def test_values(complete):
 def test_fields_of_a_run(complete):
     assert complete("run", "--curriculum.s") == ["--curriculum.stages", "--curriculum.start"]
     assert complete("run", "--model.lora.") == [
-        f"--model.lora.{name}" for name in ("rank", "alpha", "targets")
+        f"--model.lora.{name}" for name in ("rank", "alpha", "targets", "folded")
     ]
     assert "ddpo" in complete("run", "--preset", "d")
     assert complete("run", "--model.compile", "") == ["true", "false"]
