@@ -99,7 +99,7 @@ class Crew:
             actor, args, sync = with_weights.get(need.role, score)
             make = team_maker(actor, need)
             sizes = most(need, wanted)
-            roles.append(Role(need.role, need.least, sizes, make, args, sync, str(need)))
+            roles.append(Role(need.role, need.least, sizes, make, args, need, sync))
         return roles
 
     # --- policy versions -----------------------------------------------------------------------

@@ -145,7 +145,7 @@ class SimulatedFleet:
         def role(name: str, actor: type, count: int, *args: Any) -> Role:
             need = Need(name, name, count, count, 0.01, 0.0, {})
             make = team_maker(actor, need)
-            return Role(name, count, most(need, [need]), make, lambda _: [args])
+            return Role(name, count, most(need, [need]), make, lambda _: [args], need)
 
         roles = [
             role("sampler", SimulatedSampler, samplers, seconds, slower),

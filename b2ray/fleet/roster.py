@@ -7,7 +7,7 @@ grow and shrink with the nodes; slots on a node that is about to go leave it.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,11 +16,13 @@ from b2ray.config import Fleet
 from b2ray.errors import WorkerError
 from b2ray.fleet import nodes
 from b2ray.fleet.budgets import Budgets, Failure
+from b2ray.fleet.capacity import Need
 from b2ray.fleet.nodes import Room
 from b2ray.fleet.slots import Call, Role, Slot, SlotState, Team, Weights
 
 LOOK_EVERY = 1.0  # seconds between questions to Ray about its nodes
 GIVE_WAY = 10.0  # seconds that one that is needed looks for room before another makes it
+SLOW_START = 60.0  # the same where a node seems to have room, so that its process is only slow
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ class Roster:
         there = nodes.rooms()
         self._leave_nodes(there)
         self._resize(nodes.staying(there))
-        self._make_room()
+        self._make_room(nodes.staying(there))
         self._refuse_waits(there)
         self._looked = time.monotonic()
         return True
@@ -212,17 +214,19 @@ class Roster:
                 slot.team.end()
                 self.slots.remove(slot)
 
-    def _make_room(self) -> None:
+    def _make_room(self, rooms: Sequence[Room]) -> None:
         """One beyond the least of its role gives way to one that the run needs.
 
-        When a learner's node is lost samplers may have all the GPUs that are left.
+        When a learner's node is lost samplers may have all the GPUs that are left. Where there is
+        room somebody else's work may have it, or one of ours that is not placed yet: then later.
         """
         now = time.monotonic()
         placed = Counter(s.role.name for s in self.slots if s.places)
         for slot in self.slots:
             if placed[slot.role.name] >= slot.role.least or slot.state != SlotState.STARTING:
                 continue
-            if now - max(slot.since, self._gave_way) < GIVE_WAY:
+            patience = SLOW_START if self._has_room(slot.role.need, rooms) else GIVE_WAY
+            if now - max(slot.since, self._gave_way) < patience:
                 continue
             spare = [s for s in self.slots if s.places and placed[s.role.name] > s.role.least]
             if spare:
@@ -231,6 +235,21 @@ class Roster:
                 spare[-1].not_before = now + 2 * GIVE_WAY
                 self._gave_way = now
             return
+
+    def _has_room(self, need: Need, rooms: Sequence[Room]) -> bool:
+        """Whether a node has room for one more beside our own that are placed there."""
+        cpus: dict[str, float] = defaultdict(float)
+        gpus: dict[str, float] = defaultdict(float)
+        for slot in self.slots:
+            for place in slot.places:
+                cpus[place.node] += slot.role.need.cpus
+                gpus[place.node] += slot.role.need.gpus
+        # Fractions such as 0.1 do not add up exactly.
+        return any(
+            room.cpus - cpus[room.node] > need.together * need.cpus - 1e-6
+            and room.gpus - gpus[room.node] > need.together * need.gpus - 1e-6
+            for room in rooms
+        )
 
     def _refuse_waits(self, rooms: Sequence[Room]) -> None:
         now, patience = time.monotonic(), self.patience
@@ -253,7 +272,7 @@ class Roster:
                     str(waiting[0]),
                     "no node",
                     "starting",
-                    f"no node had room for it in {limit:g} s: it asks for {role.asks} (nodes: "
+                    f"no node had room for it in {limit:g} s: it asks for {role.need} (nodes: "
                     f"{there})",
                 )
 

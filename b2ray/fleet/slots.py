@@ -12,6 +12,7 @@ import ray
 
 from b2ray.actors.worker import Place
 from b2ray.branching import WorkUnit
+from b2ray.fleet.capacity import Need
 from b2ray.fleet.nodes import Room
 
 
@@ -46,6 +47,7 @@ class Role:
         most: slots that are asked for, as the cluster is now.
         make: asks Ray for a team, without waiting.
         load_args: arguments of `load` for each member, once it is known where they are.
+        need: what each asks of the cluster.
         sync_method: the method that brings a member to a policy version, if it has one.
     """
 
@@ -54,8 +56,8 @@ class Role:
     most: Callable[[Sequence[Room]], int]
     make: Callable[[], Team]
     load_args: Callable[[Sequence[Place]], Sequence[tuple[Any, ...]]]
+    need: Need
     sync_method: str | None = None
-    asks: str = ""  # what each asks of the cluster, in words
 
 
 @dataclass(eq=False)

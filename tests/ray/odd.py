@@ -18,6 +18,20 @@ class Unborn(Worker):
         raise ImportError("no module named reward_server")
 
 
+class Late(Worker):
+    """Takes its time to start."""
+
+    role = "late"
+
+    def __init__(self) -> None:
+        time.sleep(6)
+        super().__init__()
+
+    @guarded("loading")
+    def load(self) -> Receipt:
+        return self.receipt(time.perf_counter())
+
+
 class Odd(Worker):
     """Works, unless told otherwise."""
 

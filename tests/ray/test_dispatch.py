@@ -18,7 +18,7 @@ from b2ray.fleet.roster import Event, Roster
 from b2ray.fleet.session import StopFlag
 from b2ray.fleet.slots import Call, Role, Slot, SlotState, Weights
 from b2ray.fleet.teams import team_maker
-from tests.ray.odd import Odd, Unborn
+from tests.ray.odd import Late, Odd, Unborn
 from tests.runner import Cluster
 
 
@@ -83,8 +83,8 @@ def dispatcher(cluster: Cluster):
             fleet.pop("sizes", lambda rooms: most),
             team_maker(fleet.pop("actor", Odd), need),
             lambda places: [(rank,) for rank in range(len(places))],
+            need,
             sync,
-            str(need),
         )
         patience = Fleet(**{"stall_timeout": 60.0, "retries": 2, **fleet})
         made.append(Roster([role], patience))
@@ -188,29 +188,49 @@ def test_those_without_room_are_taken_back_when_their_node_will_not_come(dispatc
     assert SlotState.STARTING not in [s.state for s in found.roster.slots]
 
 
-def test_one_beyond_the_least_gives_way_to_one_that_is_needed(cluster, monkeypatch):
-    """Samplers may have taken all the room when the learner needs a new place."""
-    monkeypatch.setattr(roster, "GIVE_WAY", 2.0)
-    events: list[Event] = []
+def made(name: str, least: int, most: int, cpus: float, actor: type = Odd) -> Role:
+    """A role of actors that load without arguments and have no weights."""
+    need = Need(name, name, least, most, cpus, 0.0, {})
+    return Role(name, least, lambda rooms: most, team_maker(actor, need), lambda places: [()], need)
 
-    def role(name: str, least: int, most: int, cpus: float) -> Role:
-        make = team_maker(Odd, Need(name, name, least, most, cpus, 0.0, {}))
-        return Role(name, least, lambda rooms: most, make, lambda places: [()])
 
-    found = Roster([role("odd", 1, 4, 2.0)], Fleet(stall_timeout=60))
-    found.tell = events.append
-    try:
+@pytest.fixture
+def joined(cluster: Cluster):
+    """Four odd ones are ready, with two of the node's eight CPUs each or fewer; then others are
+    wanted, too. Gives what happened, by then and after much work more."""
+    rosters: list[Roster] = []
+
+    def run(cpus: float, other: Role) -> tuple[Roster, list[Event]]:
+        events: list[Event] = []
+        found = Roster([made("odd", 1, 4, cpus)], Fleet(stall_timeout=60))
+        rosters.append(found)
+        found.tell = events.append
         dispatcher = Dispatcher(found, StopFlag(), 60)
         dispatcher.run(Ready(found, patience=30))
-        found.roles, found._looked = [*found.roles, role("needed", 1, 1, 3.0)], 0.0
+        found.roles, found._looked = [*found.roles, other], 0.0
         dispatcher.run(Ready(found), Many([("work",)] * 40))
-        assert found.ready("needed")
-        left = [e for e in events if e.what == "left"]
-        assert len(left) == 2 and all(e.cause == "makes room for needed 0" for e in left)
-        assert len(found.ready("odd")) == 2
         assert not [e for e in events if e.what == "died"]
-    finally:
-        found.close()
+        return found, [e for e in events if e.what == "left"]
+
+    yield run
+    for one in rosters:
+        one.close()
+
+
+def test_one_beyond_the_least_gives_way_to_one_that_is_needed(joined, monkeypatch):
+    """Samplers may have taken all the room when the learner needs a new place."""
+    monkeypatch.setattr(roster, "GIVE_WAY", 2.0)
+    found, left = joined(2.0, made("needed", 1, 1, 3.0))
+    assert found.ready("needed")
+    assert len(left) == 2 and all(e.cause == "makes room for needed 0" for e in left)
+    assert len(found.ready("odd")) == 2
+
+
+def test_nobody_gives_way_to_one_that_has_room_and_is_slow_to_start(joined, monkeypatch):
+    monkeypatch.setattr(roster, "GIVE_WAY", 1.0)
+    found, left = joined(1.0, made("late", 1, 1, 1.0, Late))
+    assert found.ready("late")
+    assert left == [] and len(found.ready("odd")) == 4
 
 
 def test_no_room_for_one_that_is_needed_is_said_with_what_it_asks(dispatcher):
