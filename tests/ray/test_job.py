@@ -122,6 +122,7 @@ def test_a_stopped_job_resumes_to_the_same_bytes(cluster_of_two: Local) -> None:
     assert here.lora("stopped") == here.lora("undisturbed")
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(900)  # two trials, each begun twice
 def test_a_stopped_sweep_goes_on(cluster_of_two: Local, tmp_path: Path) -> None:
     here = cluster_of_two

@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(1200)
 def test_the_ruler_measures_everybody(tmp_path: Path) -> None:
     page = tmp_path / "performance.md"
