@@ -187,10 +187,11 @@ def test_a_trial_that_does_badly_is_stopped_early_and_stays_so(
         "parallel": 1,
         "stop_early": {"after": 1, "factor": 2},
     }
-    sweep = Sweep.of(runner, "halved", fields, curriculum__stages=30, evaluation__every=0)
+    sweep = Sweep.of(runner, "stopped-early", fields, curriculum__stages=30, evaluation__every=0)
     process = sweep.process()
     try:
-        when(lambda: (sweep.folder / "images6" / "metrics.jsonl").exists(), within=800)
+        begun = sweep.folder / "images6" / "metrics.jsonl"
+        when(lambda: begun.exists() or process.poll() is not None, within=800)
         said, _ = process.communicate(timeout=300)
     finally:
         process.kill()
