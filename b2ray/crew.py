@@ -33,7 +33,7 @@ from b2ray.fleet.teams import most, team_maker
 from b2ray.fleet.tracing import Tracing
 from b2ray.prefixes import Origin
 from b2ray.prompts import PromptSets
-from b2ray.replay import Kept, largest
+from b2ray.replay import Kept, ages, largest
 from b2ray.rewards import refuse_constant
 from b2ray.rewards.combine import Statistics, combine
 
@@ -268,17 +268,10 @@ class Crew:
         ahead = self._plan(following, progress) if following else None
         self.dispatcher.run(plan, rollout, *([ahead] if ahead else []))
         self._kept, receipt = plan.kept, found[-1]
-        figures = {**receipt.values["figures"], **self._replay_figures(stage, replayed)}
+        again = ages(stage, replayed) if self.config.replay.stages else {}
+        figures = {**receipt.values["figures"], **again}
         took = receipt.unet_evals, receipt.seconds, receipt.unet_seconds
         return Updated(len(selected) + len(replayed), figures, *took), ahead
-
-    def _replay_figures(self, stage: int, replayed: Sequence[Kept]) -> dict[str, float]:
-        """How many trajectories were trained on again, and their mean age in stages."""
-        if not self.config.replay.stages:
-            return {}
-        ages = [stage - k.stage for k in replayed]
-        age = {"replay/age": sum(ages) / len(ages)} if ages else {}
-        return {"replay/trajectories": float(len(ages)), **age}
 
     def total_reward(
         self, rollout: Rollout, earlier: RewardWindow

@@ -63,6 +63,13 @@ def largest(trained: Sequence[Kept], stage: int, config: Config) -> list[Kept]:
     return [k for j in sorted(chosen) for k in visits[j]]
 
 
+def ages(stage: int, replayed: Sequence[Kept]) -> dict[str, float]:
+    """Figures: how many trajectories a stage trains on again, and their mean age in stages."""
+    found = [stage - k.stage for k in replayed]
+    age = {"replay/age": sum(found) / len(found)} if found else {}
+    return {"replay/trajectories": float(len(found)), **age}
+
+
 def save(folder: Path, kept: Sequence[Kept]) -> None:
     """Write trajectories with their arrays into a checkpoint, if there are any.
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sys
 import uuid
 from collections.abc import Callable, Mapping
@@ -14,8 +12,8 @@ from b2ray.config import Config
 from b2ray.discretion import masked
 from b2ray.sweep.trials import Plan
 from b2ray.tracking.folder import write_atomically
-from b2ray.tracking.mlflow_log import EXPERIMENT
 from b2ray.tracking.mlflow_names import PARENT_TAG, tracking_uri
+from b2ray.tracking.mlflow_store import client_of, prepare, reason, run_of
 
 
 class ParentRun:
@@ -23,8 +21,7 @@ class ParentRun:
     was not written down in time, and a store that is away stops nothing."""
 
     def __init__(self, plan: Plan) -> None:
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        prepare()
         self.plan = plan
         self.config: Config = plan.trials[0].config
         self.uri = tracking_uri(self.config)
@@ -45,22 +42,8 @@ class ParentRun:
         if notes["run_id"]:
             client.update_run(notes["run_id"], status="RUNNING")
             return str(notes["run_id"])
-        name = self.config.tracking.experiment
-        there = client.get_experiment_by_name(name)
-        experiment = (
-            there.experiment_id
-            if there
-            else client.create_experiment(name, self._artifacts(), EXPERIMENT)
-        )
-        tag = f"tags.`b2ray.key` = '{notes['key']}'"
-        known = client.search_runs([experiment], filter_string=tag)
-        run = (
-            known[0]
-            if known
-            else client.create_run(
-                experiment, run_name=self.plan.sweep.name, tags={"b2ray.key": notes["key"]}
-            )
-        )
+        experiment, name = self.config.tracking.experiment, self.plan.sweep.name
+        run = run_of(client, experiment, self._artifacts(), notes["key"], name)
         # As tags, which may change when the file does; parameters may not.
         for key, value in self._tags().items():
             client.set_tag(run.info.run_id, key, value)
@@ -101,11 +84,7 @@ class ParentRun:
                 client.set_tag(child, PARENT_TAG, run_id)
 
     def _client(self) -> Any:
-        import mlflow
-
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        return mlflow.MlflowClient(self.uri)
+        return client_of(self.uri)
 
     def _artifacts(self) -> str | None:
         """Beside the runs for our own SQLite file; a server knows where it keeps artifacts."""
@@ -117,8 +96,8 @@ class ParentRun:
         try:
             return action()
         except Exception as error:  # any store, any fault: sweep.json has everything
-            reason = masked(" ".join(str(error).split()))[:200]
-            print(f"MLflow at {masked(self.uri)} does not answer ({reason})", file=sys.stderr)
+            said = f"MLflow at {masked(self.uri)} does not answer ({reason(error)})"
+            print(said, file=sys.stderr)
             return None
 
     def _notes(self) -> dict[str, Any]:

@@ -8,9 +8,7 @@ back. Everything else is sent under names that do not change, over what is there
 from __future__ import annotations
 
 import json
-import logging
 import math
-import os
 import re
 import socket
 import sys
@@ -27,10 +25,10 @@ from b2ray.discretion import masked
 from b2ray.tracking import machines, mlflow_model, mlflow_table
 from b2ray.tracking.folder import RunFolder, write_atomically
 from b2ray.tracking.mlflow_names import artifacts, parameters, tags, tracking_uri
+from b2ray.tracking.mlflow_store import client_of, prepare, reason, run_of
 
 RETRY_AFTER = 60.0  # seconds before a store that did not answer is asked again
 FINISH_WITHIN = 120.0  # seconds for the last figures and the LoRA to be sent
-EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}  # its page opens with the runs
 METRICS, PARAMS = 1000, 100  # that MLflow takes at once
 
 
@@ -42,11 +40,7 @@ class MlflowLog:
     """
 
     def __init__(self, folder: RunFolder) -> None:
-        # Without these a server that is away holds a stage up for minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        prepare()
         self.folder, self.config = folder, folder.config
         self.uri = tracking_uri(self.config)
         self._file = folder.path / "mlflow.json"
@@ -177,11 +171,7 @@ class MlflowLog:
         self._note(closed=status == "FINISHED")
 
     def _client(self) -> Any:
-        import mlflow
-
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)  # migrations are no news
-        return mlflow.MlflowClient(self.uri)
+        return client_of(self.uri)
 
     def _run(self) -> str:
         """The run's id; creates the run, or finds the one whose id was lost."""
@@ -195,24 +185,9 @@ class MlflowLog:
         from mlflow.entities import Param
 
         client = self._client()
-        name = self.config.tracking.experiment
-        found = client.get_experiment_by_name(name)
-        experiment = (
-            found.experiment_id
-            if found
-            else client.create_experiment(name, artifacts(self.config, self.uri), EXPERIMENT)
-        )
-        tag = f"tags.`b2ray.key` = '{notes['key']}'"
-        runs = client.search_runs([experiment], filter_string=tag)
-        run = (
-            runs[0]
-            if runs
-            else client.create_run(
-                experiment,
-                run_name=self.config.name,
-                tags={"b2ray.key": notes["key"]},
-            )
-        )
+        config = self.config
+        place = artifacts(config, self.uri)
+        run = run_of(client, config.tracking.experiment, place, notes["key"], config.name)
         self._tag(run.info.run_id)
         # MLflow refuses a parameter that changes; those of a run that was found stay.
         new = {k: v for k, v in parameters(self.config).items() if k not in run.data.params}
@@ -235,9 +210,8 @@ class MlflowLog:
             self._away_since = None
         except Exception as error:  # any store, any fault: metrics.jsonl has everything
             if self._away_since is None:
-                reason = masked(" ".join(str(error).split()))[:200]
                 print(
-                    f"MLflow at {masked(self.uri)} does not take figures ({reason}); "
+                    f"MLflow at {masked(self.uri)} does not take figures ({reason(error)}); "
                     f"{self.folder.metrics_file} has them, they are sent later",
                     file=sys.stderr,
                 )

@@ -45,7 +45,7 @@ def problem(config: Config) -> str | None:
         return None
     return (
         f"tracking.register_as is {name!r} but model.path is one file, which MLflow's diffusers "
-        "flavour cannot load a LoRA into: give a pipeline's folder or hub id, or leave register out"
+        "flavour cannot load a LoRA into: give a pipeline's folder or hub id, or leave it out"
     )
 
 

@@ -127,10 +127,9 @@ def machine(given: argparse.Namespace) -> str:
 
 
 def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
+    info = Path("/proc/cpuinfo")  # Linux has more to say than Python
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    for line in lines:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
