@@ -25,6 +25,7 @@ from speed import growth, inside, ours, peer, report
 from speed.floor import SIZES, Floor
 from speed.released import Released
 from speed.workloads import WORKLOADS, Workload, layout, quick, work
+from tables import fill
 
 DOCS = Path(__file__).parents[1] / "docs"
 RIVALS = ("released", "peer")
@@ -58,7 +59,7 @@ def main() -> None:
         print(growth.table(found))
         if output:
             shown = f"![How a stage's time grows with its sizes]({picture.name})"
-            report.write(output, {"growth": f"{growth.table(found)}\n\n{shown}"})
+            fill(output, {"growth": f"{growth.table(found)}\n\n{shown}"})
         return
     chosen = [WORKLOADS[j] for j in given.workloads]
     if given.quick:
@@ -70,7 +71,7 @@ def main() -> None:
         }
         print("\n\n".join(parts.values()))
         if output:
-            report.write(output, parts)
+            fill(output, parts)
         return
     with Bench(chosen, given, folder) as bench:
         for repetition in range(given.repetitions):
@@ -80,7 +81,7 @@ def main() -> None:
     parts = {"speed": report.speed(bench.found), "phases": report.phases(bench.found)}
     print("\n\n".join(parts.values()))
     if output:
-        report.write(output, {**parts, "machine": report.machine(given)})
+        fill(output, {**parts, "machine": report.machine(given)})
 
 
 def sizes(given: argparse.Namespace) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 from efficiency.curves import Curve, Point, curve, interval, reaches, shares
 from efficiency.pictures import sheet
 from efficiency.trials import ABLATIONS, DECLARED, DEFAULT, METHODS, Results, Trial, reported
+from tables import fill, markdown
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -30,15 +31,13 @@ def write(results: Results, runs: Path) -> None:
     if not done:
         raise SystemExit(f"{results.file} has no finished method yet: run without --report first")
     curves = {m: [curve(r) for _, r in trials] for m, trials in done.items()}
-    file = DOCS / "evidence.md"
-    text = file.read_text(encoding="utf-8")
-    text = _between(text, "table", f"{table(done)}\n\n{costs(done, curves)}")
+    parts = {"table": f"{table(done)}\n\n{costs(done, curves)}"}
     if DEFAULT in curves:
-        text = _between(text, "shares", beside(curves))
-    parts = finished([DEFAULT, *ABLATIONS], results)
-    if len(parts) > 1:
-        text = _between(text, "ablations", ablations(parts))
-    file.write_text(text, encoding="utf-8")
+        parts["shares"] = beside(curves)
+    changed = finished([DEFAULT, *ABLATIONS], results)
+    if len(changed) > 1:
+        parts["ablations"] = ablations(changed)
+    fill(DOCS / "evidence.md", parts)
     plot(curves, CURVES)
     sheet(done, runs, PICTURES)
 
@@ -54,12 +53,6 @@ def _between(text: str, mark: str, body: str) -> str:
     before, rest = text.split(f"<!-- {mark} -->\n")
     after = rest.split(f"<!-- /{mark} -->")[1]
     return f"{before}<!-- {mark} -->\n{body}\n<!-- /{mark} -->{after}"
-
-
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def table(done: Done) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from tables import markdown
 
 from speed import ours
-from speed.report import markdown
 from speed.workloads import WORKLOADS, Workload, layout, quick, work
 
 mpl.use("Agg")

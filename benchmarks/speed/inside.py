@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tables import markdown
 
 from b2ray.actors.sampler import Sampler
 from b2ray.branching import work_units
@@ -25,7 +26,6 @@ from b2ray.objectives.update import Updater
 from b2ray.prefixes import Pool
 from b2ray.rewards import Panel
 from speed.floor import loops
-from speed.report import markdown
 
 
 class ProcessorClock(Clock):

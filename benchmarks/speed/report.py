@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from tables import markdown
 
 Found = Sequence[Mapping[str, Any]]  # what was measured, in order
 NAMES = {
@@ -26,22 +27,6 @@ PHASES = ("sample", "select", "update", "sync", "commit")
 def save(file: Path, found: Found) -> None:
     """Keep what was measured."""
     file.write_text(json.dumps(list(found), indent=1), encoding="utf-8")
-
-
-def write(file: Path, parts: Mapping[str, str]) -> None:
-    """Put texts between their marks."""
-    text = file.read_text(encoding="utf-8")
-    for mark, body in parts.items():
-        before, rest = text.split(f"<!-- {mark} -->\n")
-        after = rest.split(f"<!-- /{mark} -->")[1]
-        text = f"{before}<!-- {mark} -->\n{body}\n<!-- /{mark} -->{after}"
-    file.write_text(text, encoding="utf-8")
-
-
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def spread(values: Sequence[float], form: str) -> str:

@@ -11,6 +11,7 @@ from speed.growth import SIZES, Point, sized, slope
 from speed.ours import read
 from speed.released import chosen
 from speed.workloads import WORKLOADS, Work, layout, quick, work
+from tables import fill
 
 from b2ray.cost import plan_cost
 from b2ray.options import find
@@ -134,7 +135,7 @@ def test_what_is_no_phase_is_the_rest():
 def test_texts_go_between_their_marks(tmp_path):
     file = tmp_path / "page.md"
     file.write_text("before\n<!-- speed -->\nold\n<!-- /speed -->\nafter\n")
-    report.write(file, {"speed": "new"})
+    fill(file, {"speed": "new"})
     assert file.read_text() == "before\n<!-- speed -->\nnew\n<!-- /speed -->\nafter\n"
 
 
