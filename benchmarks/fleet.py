@@ -47,37 +47,37 @@ class SimulatedSampler(Worker):
         """`seconds` per evaluation of one latent; sampler i of the cluster is `slower[i]` times."""
         self.seconds, self.slower = seconds, slower
         self.version = 0  # the one that the units are for
-        return self.receipt(time.perf_counter())
+        return self.receipt(self.mark())
 
     def set_index(self, index: int) -> None:
         self.seconds *= self.slower[index % len(self.slower)]
 
     def denoise_prefix(self, unit: WorkUnit) -> tuple[Receipt, np.ndarray]:
-        began = time.perf_counter()
+        mark = self.mark()
         time.sleep(self.seconds * len(unit.groups) * unit.fork)
-        return self.receipt(began), np.zeros((len(unit.groups), 4), np.float32)
+        return self.receipt(mark), np.zeros((len(unit.groups), 4), np.float32)
 
     def denoise_branches(
         self, unit: WorkUnit, prefix: np.ndarray, low: int, high: int, record: bool, decode: bool
     ) -> tuple[Any, ...]:
-        began = time.perf_counter()
+        mark = self.mark()
         time.sleep(self.seconds * (high - low) * (STEPS - unit.fork))
         trajectories = [np.zeros(16, np.float32) for _ in range(high - low)]
-        return self.receipt(began), np.zeros((high - low, 4), np.uint8), *trajectories
+        return self.receipt(mark), np.zeros((high - low, 4), np.uint8), *trajectories
 
 
 class SimulatedScorer(Worker):
     """Scores at once."""
 
     def load(self) -> Receipt:
-        return self.receipt(time.perf_counter())
+        return self.receipt(self.mark())
 
     def score(
         self, images: np.ndarray, prompts: Sequence[str], names: Sequence[str], embed: bool
     ) -> Receipt:
-        began = time.perf_counter()
+        mark = self.mark()
         scores = {"simulated": np.zeros(len(prompts), np.float32)}
-        return self.receipt(began, scores=scores, embeddings=None)
+        return self.receipt(mark, scores=scores, embeddings=None)
 
 
 class SimulatedLearner(Worker):
@@ -85,12 +85,12 @@ class SimulatedLearner(Worker):
 
     def load(self, seconds: float) -> Receipt:
         self.seconds = seconds
-        return self.receipt(time.perf_counter())
+        return self.receipt(self.mark())
 
     def update(self) -> tuple[Receipt, dict[str, Any], dict[str, Any]]:
-        began = time.perf_counter()
+        mark = self.mark()
         time.sleep(self.seconds)
-        return self.receipt(began), {}, {}
+        return self.receipt(mark), {}, {}
 
 
 STEPS = 20  # T

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,7 +44,7 @@ class Learner(Worker):
         from b2ray.objectives.ranks import Ranks
         from b2ray.objectives.update import Updater
 
-        began, place = time.perf_counter(), device(config.learner.threads)
+        mark, place = self.mark(), device(config.learner.threads)
         self.observe(config)
         self.ranks = Ranks(
             rank,
@@ -61,20 +60,20 @@ class Learner(Worker):
         self.version = 0
         count = sum(p.numel() for p in self.updater.parameters.values())
         elements = math.prod(self.policy.latent_shape)
-        return self.receipt(began, parameters=count, elements=elements)
+        return self.receipt(mark, parameters=count, elements=elements)
 
     @guarded("reading its weights")
     def state(self) -> Result:
         """A receipt with the digest, the LoRA, and the optimizer's state; both from rank 0 only."""
-        return self._result(time.perf_counter())
+        return self._result(self.mark())
 
     @guarded("restoring a committed stage")
     def restore(self, version: int, weights: State, optimizer: State) -> Receipt:
         """Become the policy of a committed stage."""
-        began = time.perf_counter()
+        mark = self.mark()
         bound = self.updater.restore(weights, optimizer)
         self.version = version
-        return self.receipt(began, digest=bound)
+        return self.receipt(mark, digest=bound)
 
     @guarded("updating the policy")
     def update(
@@ -114,9 +113,9 @@ class Learner(Worker):
         drift = self.updater.rehearse(items)
         return self.receipt(mark, drift=drift)
 
-    def _result(self, began: float | Mark, **values: Any) -> Result:
+    def _result(self, mark: Mark, **values: Any) -> Result:
         weights = self.policy.lora_state()
-        receipt = self.receipt(began, digest=digest(weights), **values)
+        receipt = self.receipt(mark, digest=digest(weights), **values)
         # The digests prove that the other ranks' are equal.
         if self.ranks.rank:
             return receipt, None, None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,21 +33,21 @@ class Sampler(Worker):
         """Load the model; the receipt names its device and the prompts that it cuts off."""
         from b2ray.diffusion.policy import Policy  # heavy, and the driver imports this module
 
-        began = time.perf_counter()
+        mark = self.mark()
         self.observe(config)
         self.policy = Policy(config, device(config.cpu_threads))
         self.policy.prepare(prompts)
         cut = self.policy.too_long(prompts)
         size = self.policy.picture_size
-        return self.receipt(began, too_long=cut, device=str(self.policy.device), picture_size=size)
+        return self.receipt(mark, too_long=cut, device=str(self.policy.device), picture_size=size)
 
     @guarded("binding new weights")
     def bind(self, version: int, weights: State) -> Receipt:
         """Put the LoRA of a policy version into the model; the receipt has what is bound there."""
-        began = time.perf_counter()
+        mark = self.mark()
         digest = self.policy.bind(weights)
         self.version = version
-        return self.receipt(began, digest=digest)
+        return self.receipt(mark, digest=digest)
 
     @guarded("denoising a prefix")
     def denoise_prefix(self, unit: WorkUnit) -> tuple[Receipt, np.ndarray]:

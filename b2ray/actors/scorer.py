@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,11 +19,11 @@ class Scorer(Worker):
     @guarded("loading the rewards")
     def load(self, config: Config, names: Sequence[str]) -> Receipt:
         """Load the rewards of these names."""
-        began = time.perf_counter()
+        mark = self.mark()
         self.observe(config)
         specs = [r for r in config.all_rewards if r.name in names]
         self.panel = Panel(specs, device(config.cpu_threads))
-        return self.receipt(began)
+        return self.receipt(mark)
 
     @guarded("scoring pictures")
     def score(
@@ -34,8 +33,8 @@ class Scorer(Worker):
 
         Of `names` those that are loaded here are scored.
         """
-        began = time.perf_counter()
+        mark = self.mark()
         mine = [n for n in names if n in self.panel.rewards]
         scores = self.panel.score(images, prompts, mine)
         embeddings = self.panel.embed(images) if embed else None
-        return self.receipt(began, scores=scores, embeddings=embeddings)
+        return self.receipt(mark, scores=scores, embeddings=embeddings)

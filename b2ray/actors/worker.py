@@ -11,7 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,7 +201,7 @@ class Worker:
     @guarded("starting")
     def hello(self) -> Receipt:
         """Where this actor is, before anything heavy is loaded."""
-        return self.receipt(time.perf_counter(), place=place())
+        return self.receipt(self.mark(), place=place())
 
     def memory(self) -> Memory:
         """The largest use of memory so far: the GPU's if this process has one, else its own."""
@@ -220,10 +220,9 @@ class Worker:
         now = time.perf_counter()
         return Mark(now) if policy is None else Mark(now, policy.unet_evals, policy.clock.seconds)
 
-    def receipt(self, began: float | Mark, **values: Any) -> Receipt:
-        """The receipt of a call that began at a mark, or at `began` (`time.perf_counter`)."""
+    def receipt(self, then: Mark, **values: Any) -> Receipt:
+        """The receipt of a call that began at a mark."""
         now = self.mark()
-        then = began if isinstance(began, Mark) else replace(now, began=began)
         return Receipt(
             self.role,
             where(),

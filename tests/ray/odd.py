@@ -29,7 +29,7 @@ class Late(Worker):
 
     @guarded("loading")
     def load(self) -> Receipt:
-        return self.receipt(time.perf_counter())
+        return self.receipt(self.mark())
 
 
 class Odd(Worker):
@@ -40,12 +40,12 @@ class Odd(Worker):
     @guarded("loading")
     def load(self, rank: int = 0) -> Receipt:
         self.rank = rank
-        return self.receipt(time.perf_counter())
+        return self.receipt(self.mark())
 
     @guarded("binding")
     def bind(self, version: int, digest: str) -> Receipt:
         self.version = version
-        return self.receipt(time.perf_counter(), digest=digest)
+        return self.receipt(self.mark(), digest=digest)
 
     @guarded("working")
     def work(self, how: str, note: str = "") -> Receipt:
@@ -67,5 +67,5 @@ class Odd(Worker):
         if how == "hang":
             time.sleep(60)
         if how == "different ranks":
-            return self.receipt(time.perf_counter(), digest=f"digest {self.rank}")
-        return self.receipt(time.perf_counter(), pid=os.getpid())
+            return self.receipt(self.mark(), digest=f"digest {self.rank}")
+        return self.receipt(self.mark(), pid=os.getpid())

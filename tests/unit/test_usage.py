@@ -23,7 +23,8 @@ def collected(source: Usage | Worker, count: int) -> list[Reading]:
     found: list[Reading] = []
 
     def enough() -> bool:
-        new = source.taken() if isinstance(source, Usage) else source.receipt(time.time()).readings
+        whole = isinstance(source, Usage)
+        new = source.taken() if whole else source.receipt(source.mark()).readings
         found.extend(new)
         return len(found) >= count
 
@@ -60,7 +61,7 @@ def test_what_a_machine_does_not_tell_is_left_out(monkeypatch):
 
 def test_a_reading_travels_with_one_receipt_only():
     worker = Worker()
-    assert worker.receipt(time.perf_counter()).readings == ()
+    assert worker.receipt(worker.mark()).readings == ()
     worker.observe(config(0.05))
     times = [r.time for r in collected(worker, 3)]
     assert times == sorted(set(times))
