@@ -43,6 +43,23 @@ class Estimate:
         return None if self.high is None else self.high - self.mean
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % interval of the mean of independent values, such as one of each seed, by Student's
+    t; None of fewer than two."""
+    if len(values) < 2:
+        return None
+    x = np.asarray(values, np.float64)
+    half = _half(len(x) - 1, float(x.std(ddof=1)) / len(x) ** 0.5)
+    return float(x.mean()) - half, float(x.mean()) + half
+
+
+def _half(freedom: float, error: float) -> float:
+    """Half of the width of Student's interval."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
+
+
 def estimate(values: np.ndarray, prompts: Sequence[str], unit: Unit) -> Estimate:
     """The mean of `values` with Student's interval.
 
@@ -63,10 +80,10 @@ def estimate(values: np.ndarray, prompts: Sequence[str], unit: Unit) -> Estimate
     # Of values that are all the same, rounding may leave a spread.
     if freedom <= 0 or variance <= (1e-12 * max(1.0, abs(mean))) ** 2:
         return Estimate(mean, None, None, None, unit, units)
-    from scipy.special import stdtr, stdtrit
+    from scipy.special import stdtr
 
     error = float(np.sqrt(variance))
-    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
+    half = _half(freedom, error)
     p = 2 * float(stdtr(freedom, -abs(mean) / error))
     return Estimate(mean, mean - half, mean + half, p, unit, units)
 
@@ -97,5 +114,6 @@ def _of_pictures(values: np.ndarray, which: np.ndarray) -> tuple[float, float]:
     apart = values - (np.bincount(which, values) / counts)[which]
     parts = np.bincount(which, apart**2) / (counts - 1) * counts / len(values) ** 2
     variance = float(parts.sum())
-    freedom = variance**2 / float((parts**2 / (counts - 1)).sum()) if variance > 0 else 0.0
-    return variance, freedom
+    # What rounding leaves of equal values may have no square.
+    squares = float((parts**2 / (counts - 1)).sum())
+    return variance, variance**2 / squares if squares > 0 else 0.0

@@ -13,14 +13,12 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from scipy.special import stdtrit
 
+from b2ray.confidence import mean_interval
 from b2ray.discretion import shown
 from b2ray.sweep.folder import lines
 from b2ray.sweep.trials import Plan, Trial
 from b2ray.tracking.folder import RunFolder
-
-CONFIDENCE = 0.95
 
 
 class State(StrEnum):
@@ -58,16 +56,6 @@ def figure(trial: Trial, metric: str) -> float | None:
 def _finite(value: Any) -> float | None:
     """JSON has no other numbers, and a mean of others is none."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % interval of a mean by Student's t; None of fewer than two values."""
-    n = len(values)
-    if n < 2:
-        return None
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / n**0.5
-    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * error
-    return mean - half, mean + half
 
 
 def comparison(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
@@ -108,7 +96,7 @@ def _trial(trial: Trial, outcome: Outcome, metric: str) -> dict[str, Any]:
 def _setting(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     done = [t for t in trials if t["state"] == State.FINISHED and t["figure"] is not None]
     values = [t["figure"] for t in done]
-    low, high = interval(values) or (None, None)
+    low, high = mean_interval(values) or (None, None)
     return {
         "values": {k: v for k, v in trials[0]["values"].items() if k != "seed"},
         "trials": [t["name"] for t in trials],

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from b2ray.confidence import mean_interval
 from b2ray.cost import BACKWARD
 
 RESAMPLES = 2000
@@ -67,10 +67,8 @@ def curve(result: dict[str, Any]) -> Curve:
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half of its 95 % interval over seeds (Student's t)."""
-    x = np.asarray(values, np.float64)
-    if len(x) < 2:
-        return float(x.mean()), float("nan")
-    return float(x.mean()), float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5)
+    mean, ends = float(np.mean(values)), mean_interval(values)
+    return mean, ends[1] - mean if ends else float("nan")
 
 
 def reaches(curves: Sequence[Curve], what: str, level: float) -> Point | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -71,6 +71,7 @@ def test_what_differs_between_prompts_is_no_doubt_about_these_prompts():
     prompts=st.integers(1, 5),
     unit=st.sampled_from(["picture", "prompt"]),
 )
+@example(value=1.0792231034406046e-116, count=5, prompts=1, unit="picture")  # 1e-116² is 0
 def test_where_nothing_varies_nothing_is_claimed(value, count, prompts, unit):
     found = estimate(np.full(count, value), [f"p{i % prompts}" for i in range(count)], unit)
     assert found.mean == pytest.approx(value)

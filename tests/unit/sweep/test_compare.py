@@ -8,7 +8,8 @@ import math
 import pytest
 from rich.console import Console
 
-from b2ray.sweep.compare import Outcome, State, comparison, figure, interval, table
+from b2ray.confidence import mean_interval
+from b2ray.sweep.compare import Outcome, State, comparison, figure, table
 from tests.unit.sweep.conftest import write_lines
 
 DONE = Outcome(State.FINISHED)
@@ -41,10 +42,10 @@ def test_a_figure_is_the_last_there_is(planned):
 
 def test_intervals_are_students():
     """Five values whose mean is 3 and whose standard error is 1/√2; t at 97.5 % of 4 is 2.776."""
-    low, high = interval([1, 2, 3, 4, 5]) or (0, 0)
+    low, high = mean_interval([1, 2, 3, 4, 5]) or (0, 0)
     assert (low + high) / 2 == pytest.approx(3)
     assert high - 3 == pytest.approx(2.7764 * math.sqrt(0.5), rel=1e-4)
-    assert interval([1.0]) is None
+    assert mean_interval([1.0]) is None
 
 
 def test_settings_are_compared_over_their_seeds(found):
