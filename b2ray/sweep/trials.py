@@ -20,8 +20,8 @@ from b2ray.tracking.mlflow_names import tracking_uri
 
 # How the figures of metrics.jsonl begin.
 FIGURES = (
-    *("branch", "cost", "demonstrations", "diversity", "eval", "fleet", "heldout", "policy"),
-    *("prefix", "replay", "reward", "throughput", "time"),
+    *("branch", "cost", "demonstrations", "diversity", "eval", "fleet", "heldout", "memory"),
+    *("policy", "prefix", "replay", "reward", "throughput", "time"),
 )
 
 

@@ -7,11 +7,13 @@ import re
 
 import pytest
 
+from b2ray.sweep.trials import FIGURES
 from tests.docs.pages import ROOT, spans
 from tests.docs.sandbox import Sandbox
 
-KINDS = "branch|cost|demonstrations|diversity|fleet|memory|policy|prefix|replay|throughput|time"
-NAMED = f"{KINDS}|eval|heldout|reward"  # by rewards or prompt sets, too
+# By rewards or prompt sets, too: their names are not in the code.
+NAMED = "|".join(FIGURES)
+KINDS = "|".join(sorted({*FIGURES} - {"eval", "heldout", "reward"}))
 PAGE = {s for s in spans("docs/howto/read_figures.md") if re.match(rf"({NAMED})/\w", s)}
 SOURCE = "\n".join(f.read_text(encoding="utf-8") for f in (ROOT / "b2ray").rglob("*.py"))
 CODE = set(re.findall(rf'"((?:{KINDS})/[a-z_]+)"', SOURCE))
