@@ -175,9 +175,12 @@ def making_a_token(words: list[str], text: str, known: Known) -> Way:
 
 
 def evaluating(words: list[str], text: str, known: Known) -> Way:
-    """`b2ray evaluate …`; the run that is held against `mine` is its copy, and all have a stage."""
-    short = " ".join(words).replace("--stage 12", "--stage 1")
-    other = "rm -rf runs/other && cp -r runs/mine runs/other && " if "other" in words else ""
+    """`b2ray evaluate …`; the run that is held against `mine` is its copy, and all have a stage.
+
+    `mine` may have one stage only: then its stage 1 is its end, and would be given twice.
+    """
+    short = " ".join(words).replace("--stage 12", "--stage 1").replace("mine mine", "mine other")
+    other = "rm -rf runs/other && cp -r runs/mine runs/other && " if " other" in short else ""
     return Way(other + short, key=short)
 
 
