@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from b2ray.discretion import masked
 
@@ -15,6 +20,7 @@ SETTINGS = {
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+TABLES_WITHIN = 60.0  # seconds for another process to make the tables of a new store
 EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}  # its page opens with the runs
 
 
@@ -30,7 +36,30 @@ def client_of(uri: str) -> Any:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)  # migrations are no news
-    return mlflow.MlflowClient(uri)
+    with _alone(uri):
+        return mlflow.MlflowClient(uri)
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """One process at a time opens a SQLite store of this machine.
+
+    MLflow makes the tables of a new one, then brings them up to date; a second process that comes
+    in between is told to make a backup and to upgrade.
+    """
+    file = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or not file.parent.is_dir():
+        yield
+        return
+    lock = FileLock(file.with_name(f".{file.name}.lock"))
+    try:
+        lock.acquire(timeout=TABLES_WITHIN)
+    except (Timeout, OSError):
+        pass  # what is wrong there the store itself will say
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def run_of(client: Any, experiment: str, artifacts: str | None, key: str, name: str) -> Any:
