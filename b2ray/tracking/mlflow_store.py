@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,8 @@ def _alone(uri: str) -> Iterator[None]:
         yield
         return
     lock = FileLock(file.with_name(f".{file.name}.lock"))
-    try:
+    with suppress(Timeout, OSError):  # what is wrong there the store itself will say
         lock.acquire(timeout=TABLES_WITHIN)
-    except (Timeout, OSError):
-        pass  # what is wrong there the store itself will say
     try:
         yield
     finally:
