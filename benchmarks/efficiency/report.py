@@ -49,12 +49,6 @@ def finished(methods: Iterable[str], results: Results) -> Done:
     return {m: trials for m, trials in done.items() if len(trials) == len(DECLARED["seeds"])}
 
 
-def _between(text: str, mark: str, body: str) -> str:
-    before, rest = text.split(f"<!-- {mark} -->\n")
-    after = rest.split(f"<!-- /{mark} -->")[1]
-    return f"{before}<!-- {mark} -->\n{body}\n<!-- /{mark} -->{after}"
-
-
 def table(done: Done) -> str:
     """What each method reaches after the whole budget."""
     heads = ["method", "setting", "seeds", "reward", "judged, training", "judged, unseen"]
