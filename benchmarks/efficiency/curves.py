@@ -36,15 +36,18 @@ class Point:
 
 @dataclass(frozen=True)
 class Shares:
-    """What a method needs to get where another one ends, in shares of that one's whole budget.
+    """What a method needs to get where another one stands at best, in shares of what that one had
+    spent by then.
 
     Attributes:
-        level: where the other one ends.
+        level: the highest mean over seeds of the other one's evaluations.
+        other: where that was.
         there: where this one reaches it; None if it never does.
         queries, work: 95 % intervals of the shares; an end is infinite where it is not reached.
     """
 
     level: float
+    other: Point
     there: Point | None
     queries: tuple[float, float]
     work: tuple[float, float]
@@ -92,9 +95,10 @@ def reaches(curves: Sequence[Curve], what: str, level: float) -> Point | None:
 
 
 def shares(own: Sequence[Curve], other: Sequence[Curve], what: str) -> Shares:
-    """What one method needs until its mean stands where another one's ends.
+    """What one method needs until its mean stands where another one's stands at best.
 
-    The intervals are those of a bootstrap over seeds, drawn for both methods together, since the
+    At best, not at the end: a method that falls apart in the end would be too easy to reach. The
+    intervals are those of a bootstrap over seeds, drawn for both methods together, since the
     same seeds begin with the same pictures.
 
     Args:
@@ -104,14 +108,22 @@ def shares(own: Sequence[Curve], other: Sequence[Curve], what: str) -> Shares:
     drawn = np.random.default_rng(0).integers(0, len(own), (RESAMPLES, len(own)))
     found = []
     for rows in drawn:
-        peers = [other[i] for i in rows]
-        there = reaches([own[i] for i in rows], what, float(_mean(peers, what)[-1]))
-        whole = (_mean(peers, "queries")[-1], _mean(peers, "work")[-1])
+        level, whole = best([other[i] for i in rows], what)
+        there = reaches([own[i] for i in rows], what, level)
         reached = (there.queries, there.work) if there else (np.inf, np.inf)
-        found.append([a / b for a, b in zip(reached, whole, strict=True)])
+        found.append([a / b for a, b in zip(reached, (whole.queries, whole.work), strict=True)])
     low, high = np.percentile(found, (2.5, 97.5), axis=0, method="inverted_cdf")
-    level = float(_mean(other, what)[-1])
-    return Shares(level, reaches(own, what, level), (low[0], high[0]), (low[1], high[1]))
+    level, whole = best(other, what)
+    there = reaches(own, what, level)
+    return Shares(level, whole, there, (low[0], high[0]), (low[1], high[1]))
+
+
+def best(curves: Sequence[Curve], what: str) -> tuple[float, Point]:
+    """The highest mean over seeds after the first evaluation, and where it stands."""
+    mean = _mean(curves, what)[1:]
+    i = 1 + int(np.argmax(mean))
+    queries, work, pairwise = (float(_mean(curves, x)[i]) for x in ("queries", "work", "pairwise"))
+    return float(mean[i - 1]), Point(queries, work, pairwise)
 
 
 def _mean(curves: Sequence[Curve], what: str) -> np.ndarray:

@@ -20,7 +20,6 @@ DOCS = Path(__file__).parents[2] / "docs"
 CURVES = DOCS / "evidence_curves.png"
 PICTURES = DOCS / "evidence_pictures.png"
 WHAT = ("reward", "judge")
-SPENT = ("queries", "work")
 Done = dict[str, list[tuple[Trial, dict[str, Any]]]]  # by method: trials with their results
 PEER = "DDPO-IS"  # what the others are held against
 
@@ -118,24 +117,23 @@ def _there(found: Point | None) -> list[str]:
 
 
 def beside(curves: dict[str, list[Curve]]) -> str:
-    """What the default needs until it stands where each other method ends."""
-    heads = ["beside", "by", "ends at", "pairwise there", "queries of the default", "share"]
-    heads += ["UNet work of the default", "share", "its pairwise there"]
+    """What the default needs until it stands where each other method stands at best."""
+    heads = ["beside", "by", "at best", "after queries", "pairwise there"]
+    heads += ["queries of the default", "share", "its UNet work", "share", "its pairwise there"]
     rows = []
     for method, other in curves.items():
         if method == DEFAULT:
             continue
         for what, form in (("judge", "{:.1%}"), ("reward", "{:.3f}")):
             found = shares(curves[DEFAULT], other, what)
-            queries, work = (float(np.mean([getattr(c, x)[-1] for c in other])) for x in SPENT)
-            cells = ["–"] * 5
+            peer, cells = found.other, ["–"] * 5
             if found.there:
-                there = _there(found.there)
-                share = _share(found.there.queries / queries, found.queries)
-                cells = [there[0], share, there[1], "", there[2]]
-                cells[3] = _share(found.there.work / work, found.work)
-            pairwise = np.mean([c.pairwise[-1] for c in other])
-            rows.append([method, what, form.format(found.level), f"{pairwise:.3f}", *cells])
+                queries, work, pairwise = _there(found.there)
+                share = _share(found.there.queries / peer.queries, found.queries)
+                cells = [queries, share, work, "", pairwise]
+                cells[3] = _share(found.there.work / peer.work, found.work)
+            stands = [form.format(found.level), f"{peer.queries:,.0f}", f"{peer.pairwise:.3f}"]
+            rows.append([method, what, *stands, *cells])
     return markdown(heads, rows)
 
 
