@@ -24,18 +24,22 @@ def median(trials: list[tuple[Trial, dict[str, Any]]]) -> Trial:
 
 
 def sheet(done: dict[str, list[tuple[Trial, dict[str, Any]]]], runs: Path, file: Path) -> None:
-    """Rows of pictures as a PNG, each method's of its median seed, beside the same seed's before;
-    nothing is written if a run's folder is gone."""
+    """Rows of pictures as a PNG, each method's of its median seed, beside the same seed's before.
+
+    A method whose run's folder is gone is left out; nothing is written if all are.
+    """
     rows, captions = [], []
     for method, trials in done.items():
         folder = runs / median(trials).name
         steps = sorted((folder / "pictures").glob("step-*"))
         if not steps:
-            return
+            continue
         first = json.loads((folder / "evaluations" / f"{steps[0].name}_train.json").read_text())
         captions = first["prompts"][:COLUMNS]
         before, after = (_cut(step / "train_strip.png") for step in (steps[0], steps[-1]))
         rows.append((method, before, after))
+    if not rows:
+        return
     figure, axes = plt.subplots(
         len(rows), 2 * COLUMNS, figsize=(17, 1.15 * len(rows) + 0.9), squeeze=False
     )
