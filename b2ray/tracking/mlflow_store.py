@@ -52,7 +52,8 @@ def _alone(uri: str) -> Iterator[None]:
         yield
         return
     lock = FileLock(file.with_name(f".{file.name}.lock"))
-    with suppress(Timeout, OSError):  # what is wrong there the store itself will say
+    # What is wrong there the store itself will say; some file systems have no locks.
+    with suppress(Timeout, OSError, NotImplementedError):
         lock.acquire(timeout=TABLES_WITHIN)
     try:
         yield

@@ -108,17 +108,17 @@ def shares(own: Sequence[Curve], other: Sequence[Curve], what: str) -> Shares:
     drawn = np.random.default_rng(0).integers(0, len(own), (RESAMPLES, len(own)))
     found = []
     for rows in drawn:
-        level, whole = best([other[i] for i in rows], what)
+        level, whole = peak([other[i] for i in rows], what)
         there = reaches([own[i] for i in rows], what, level)
         reached = (there.queries, there.work) if there else (np.inf, np.inf)
         found.append([a / b for a, b in zip(reached, (whole.queries, whole.work), strict=True)])
     low, high = np.percentile(found, (2.5, 97.5), axis=0, method="inverted_cdf")
-    level, whole = best(other, what)
+    level, whole = peak(other, what)
     there = reaches(own, what, level)
     return Shares(level, whole, there, (low[0], high[0]), (low[1], high[1]))
 
 
-def best(curves: Sequence[Curve], what: str) -> tuple[float, Point]:
+def peak(curves: Sequence[Curve], what: str) -> tuple[float, Point]:
     """The highest mean over seeds after the first evaluation, and where it stands."""
     mean = _mean(curves, what)[1:]
     i = 1 + int(np.argmax(mean))
