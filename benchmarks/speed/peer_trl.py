@@ -58,6 +58,8 @@ def main() -> None:
         began = time.perf_counter()
         step = trainer.step(epoch, step)
         found.append({"seconds": time.perf_counter() - began, "sampling": sampling[-1]})
+    if "lora" in given:
+        pipeline.save_checkpoint([pipeline.unet], [], given["lora"])
     print(json.dumps(found))
 
 

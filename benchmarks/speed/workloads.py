@@ -67,11 +67,14 @@ PLAIN = {
 WORKLOADS = (
     # As the demo is: configs/quickstart.yaml.
     Workload("quickstart", (), {}),
-    # The same in larger calls: two cores have one branch call each.
+    # Twice its pictures in calls twice as large: two cores have one branch call each in both.
     Workload(
-        "quickstart, calls of 64",
+        "128 pictures, calls of 64",
         (),
-        {"branching.unit_groups": 8, "branching.branch_batch": 64, "learner.microbatch": 64},
+        {
+            **{"branching.images": 128, "branching.unit_groups": 8, "branching.branch_batch": 64},
+            **{"learner.batch": 32, "learner.microbatch": 64},
+        },
     ),
     # The released experiments' lengths: T = 20, the last 14, five branches, best and worst leaf,
     # two passes, 128 trajectories a step; a tenth of their pictures.
