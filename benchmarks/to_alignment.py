@@ -5,7 +5,7 @@
 trl's trainer trains the embedded model on the comparison's terms (benchmarks/efficiency/base.yaml:
 1,536 pictures in 12 epochs) with DDPO's settings and its own best of four learning rates, which two
 seeds choose that are not reported. `b2ray evaluate` judges the LoRA that it saves. b2ray is the
-quickstart, looked at every two stages. Seconds are those of the whole command, from its start, for
+quickstart, looked at every four stages. Seconds are those of the whole command, from its start, for
 b2ray without its evaluations. Nothing else should run on the machine. Finished runs are kept in
 the folder and not run again.
 """
@@ -85,7 +85,7 @@ class Measured:
 
     def _ours(self, seed: int) -> list[tuple[float, float]]:
         looked = {
-            "evaluation.every": 2,
+            "evaluation.every": 4,
             "evaluation.images": LOOKED,
             "evaluation.final_images": LOOKED,
             "evaluation.previews": 0,
