@@ -15,6 +15,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 COLUMNS = 8  # captions; the strips begin with each training caption once
+ROW, HEAD = 1.0, 0.85  # inches
 
 
 def median(trials: list[tuple[Trial, dict[str, Any]]]) -> Trial:
@@ -40,9 +41,8 @@ def sheet(done: dict[str, list[tuple[Trial, dict[str, Any]]]], runs: Path, file:
         rows.append((method, before, after))
     if not rows:
         return
-    figure, axes = plt.subplots(
-        len(rows), 2 * COLUMNS, figsize=(17, 1.15 * len(rows) + 0.9), squeeze=False
-    )
+    height = ROW * len(rows) + HEAD
+    figure, axes = plt.subplots(len(rows), 2 * COLUMNS, figsize=(17, height), squeeze=False)
     for row, (method, *both) in zip(axes, rows, strict=True):
         for half, pictures in enumerate(both):
             for column, picture in enumerate(pictures):
@@ -55,9 +55,10 @@ def sheet(done: dict[str, list[tuple[Trial, dict[str, Any]]]], runs: Path, file:
     for column, caption in enumerate(captions * 2):
         words = caption.replace(" a ", "\na ").replace(" below", "\nbelow")
         axes[0, column].set_title(words, fontsize=5.5)
-    figure.subplots_adjust(left=0.12, right=0.995, top=0.8, bottom=0.02, wspace=0.06, hspace=0.06)
-    figure.text(0.34, 0.95, "before", ha="center", fontsize=11)
-    figure.text(0.78, 0.95, "after the whole budget", ha="center", fontsize=11)
+    top, title = 1 - HEAD / height, 1 - 0.25 / height
+    figure.subplots_adjust(left=0.12, right=0.995, top=top, bottom=0.02, wspace=0.06, hspace=0.06)
+    figure.text(0.34, title, "before", ha="center", fontsize=11)
+    figure.text(0.78, title, "after the whole budget", ha="center", fontsize=11)
     figure.savefig(file, dpi=90)
     plt.close(figure)
 
