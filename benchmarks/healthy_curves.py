@@ -28,7 +28,7 @@ COMMON = [
 BUSY = '[{"name": "busy", "kind": "jpeg_incompressibility"}]'
 RUNS = {
     "healthy": ("healthy", []),
-    "too_fast": ("learner.lr ten times larger", ["--learner.lr=6e-2"]),
+    "too_fast": ("learner.lr ten times larger", ["--learner.lr=4e-2"]),
     "too_late": (
         "interval of 4 of 10 steps",
         [
