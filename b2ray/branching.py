@@ -160,6 +160,28 @@ class RewardWindow:
             for p, v in used.items()
         }
 
+    def variance(self, branches: int) -> float | None:
+        """What the rewards of one prompt vary by in all, in the mean over prompts; None if no
+        prompt has two groups here.
+
+        It does not depend on where groups fork. Analysis of variance: the means of groups also
+        scatter by the branches that they are means of, which is taken off.
+
+        Args:
+            branches: K, of all stages.
+        """
+        found = []  # of each prompt: within groups, of their means, and degrees of freedom
+        for rounds in self.rewards.values():
+            groups = np.concatenate([np.asarray(r) for r in rounds]).reshape(-1, branches)
+            if len(groups) > 1:
+                within = groups.var(axis=1, ddof=1).mean() if branches > 1 else 0.0
+                found.append((within, groups.mean(axis=1).var(ddof=1), len(groups) - 1))
+        if not found:
+            return None
+        each = np.array(found)
+        within, means = np.average(each[:, :2], axis=0, weights=each[:, 2])
+        return float(within + max(0.0, means - within / branches))
+
 
 def advantages(
     rewards: np.ndarray, prompts: Sequence[str], window: RewardWindow, config: Advantage
@@ -219,24 +241,24 @@ def select(rewards: np.ndarray, advantage: np.ndarray, config: Selection) -> np.
     return chosen
 
 
-def spread(rewards: np.ndarray, prompts: Sequence[str], chosen: np.ndarray) -> dict[str, float]:
+def spread(rewards: np.ndarray, chosen: np.ndarray, window: RewardWindow) -> dict[str, float]:
     """How much the branches of a group differ, against how much the groups do.
 
-    The branches' share is of the variance around each prompt's mean in this stage; a prompt with
-    one group has no other.
+    The branches' share is of what one prompt's rewards vary by in the whole window, as a stage may
+    have one group of each prompt. While the window has no more either, there is no share.
 
     Args:
         rewards: float, shape (G, K).
-        prompts: the prompt of each group.
         chosen: bool, shape (G, K).
+        window: the rewards seen so far, this stage's included.
     """
     k = rewards.shape[1]
-    _, which = np.unique(np.asarray(prompts), return_inverse=True)
-    means = np.bincount(which, rewards.mean(axis=1)) / np.bincount(which)
-    total = float(((rewards - means[which, None]) ** 2).mean())
-    within = float(rewards.var(axis=1).mean()) if k > 1 else 0.0
+    within = float(rewards.var(axis=1, ddof=1).mean()) if k > 1 else 0.0
+    total = window.variance(k)
+    whole = max(total or 0.0, within)
+    share = within / whole if whole > 0 else 0.0
     return {
-        "branch/within_share": within / total if total > 0 else 0.0,
+        **({} if total is None else {"branch/within_share": share}),
         "branch/within_std": float(rewards.std(axis=1).mean()) if k > 1 else 0.0,
         "branch/between_std": float(rewards.mean(axis=1).std()),
         "branch/pair_rate": float((chosen.sum(axis=1) >= min(2, k)).mean()),

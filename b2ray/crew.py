@@ -368,6 +368,17 @@ class Crew:
         found = ray.get(list(asked.values()), timeout=self.config.fleet.start_timeout)
         return dict(zip(asked, found, strict=True))
 
+    def pace(self, role: str, rows: int, backward: bool) -> float | None:
+        """Seconds of one UNet call of so many latents, while all actors of the role are as busy.
+
+        Returns:
+            The slowest one's; None if one of them has no memory for it.
+        """
+        teams = [s.team for s in self.roster.ready(role) if s.team is not None]
+        asked = [m.pace.remote(rows, backward) for team in teams for m in team.members]
+        found = ray.get(asked, timeout=self.config.fleet.stall_timeout)
+        return None if None in found else max(found)
+
     def reward_figures(self, rollout: Rollout, total: np.ndarray) -> dict[str, float]:
         """Mean of each reward, as it was scored, and of the sum over the stage's samples."""
         means = {f"reward/{r.name}": rollout.reward_table(r.name) for r in self.config.rewards}

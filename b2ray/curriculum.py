@@ -44,7 +44,7 @@ def adapted(
     """n after the stages so far: a step more once the branches at this length have stopped paying.
 
     Args:
-        measured: (n, the branches' share of the reward's variance) of every stage so far.
+        measured: (n, the branches' share of the reward's variance) of every stage that has one.
         start: the first interval.
         end: the last one.
         min_share: below it, in the mean of the last `patience` stages at one n, the interval grows.

@@ -239,8 +239,9 @@ class Run:
         selected = [
             (prompts[g], float(advantage[g, k]), (g, k)) for g, k in np.argwhere(chosen).tolist()
         ]
-        spreads = spread(rewards, prompts, chosen)
-        shares = [*state.shares, (n, spreads["branch/within_share"])]
+        spreads = spread(rewards, chosen, window)
+        share = spreads.get("branch/within_share")
+        shares = state.shares if share is None else [*state.shares, (n, share)]
         learnt = replace(state, window=window, scores=scores, shares=shares)
         figures = {**spreads, **crew.reward_figures(rollout, rewards)}
         return Lesson(selected, learnt, figures, rewards.size)

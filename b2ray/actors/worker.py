@@ -214,6 +214,13 @@ class Worker:
         name = f"{socket.gethostname()}: main memory"
         return Memory(where(), name, _peak(), psutil.virtual_memory().total)
 
+    @guarded("timing calls of the UNet")
+    def pace(self, rows: int, backward: bool) -> float | None:
+        """Seconds of one UNet call (`diffusion.pace.pace`) of an actor that has a policy."""
+        from b2ray.diffusion.pace import pace
+
+        return pace(self.policy, rows, backward)
+
     def mark(self) -> Mark:
         """Where this process stands now; for `receipt`."""
         policy = getattr(self, "policy", None)

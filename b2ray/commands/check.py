@@ -22,6 +22,7 @@ from rich.table import Column, Table
 from b2ray.actors.worker import Memory
 from b2ray.branching import work_units
 from b2ray.checks import check_files
+from b2ray.commands import calls
 from b2ray.commands.common import Parser, add_json, configuration, execute
 from b2ray.commands.variance import advice, measure, picture, weights
 from b2ray.config import Config
@@ -89,10 +90,21 @@ def look(args: argparse.Namespace) -> Iterator[Finding]:
         crew = Crew(config, prompts, stop)
         try:
             yield from rehearsal(config, prompts, crew)
+            if args.calls:
+                yield from _calls(config, crew)
             if variance:
                 yield from _variance(config, prompts, crew, Path(variance))
         finally:
             crew.close()
+
+
+def _calls(config: Config, crew: Crew) -> Iterator[Finding]:
+    for sizes in calls.measure(config, crew):
+        yield Finding(sizes.field, str(sizes))
+        if sizes.fit is None:
+            yield Finding(sizes.field, "there is no room for a call of one latent", False)
+        else:
+            yield Finding(sizes.field, f"{sizes.fit} fits this hardware; it is {sizes.given}")
 
 
 def _variance(config: Config, prompts: PromptSets, crew: Crew, file: Path) -> Iterator[Finding]:
@@ -226,6 +238,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--variance a picture.",
         epilog="""examples:
   b2ray check --config configs/sd14_template1.yaml
+  b2ray check --config my.yaml --calls
   b2ray check --config my.yaml --variance --sampling.steps=10""",
         fields=True,
     )
@@ -240,6 +253,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="measure, too, in which denoising steps the reward is decided: where to start the "
         "interval and which steps to weigh; PICTURE is the file of the plot (default: "
         "%(const)s)",
+    )
+    parser.add_argument(
+        "--calls",
+        action="store_true",
+        help="measure, too, how fast the UNet is in calls of different sizes, while its actors are "
+        "as busy as in a run: what branching.branch_batch and learner.microbatch should be",
     )
     add_json(parser)
     return parser

@@ -108,6 +108,11 @@ class Policy:
                     {name: row.to(self.device) for name, row in found.added.items()},
                 )
 
+    @property
+    def known(self) -> list[str]:
+        """The prompts that are encoded, in the order in which they were first."""
+        return [p for p in self._conditions if p is not None]
+
     def encode(self, prompts: Sequence[str | None]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Conditions of B prompts (None: unconditional): text (B, L, D), added rows (B, …)."""
         self.prepare([p for p in prompts if p is not None])

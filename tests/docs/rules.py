@@ -145,9 +145,9 @@ def training(words: list[str], text: str, known: Known) -> Way:
 
 def checking(words: list[str], text: str, known: Known) -> Way:
     """`b2ray check …`, on small models; where the interval starts is measured on few pictures."""
-    measured = [word for word in words if word.startswith("--variance")]
+    measured = [word for word in words if word.startswith(("--variance", "--calls"))]
     argv = [word for word in words[2:] if word not in measured]
-    if measured:
+    if any(word.startswith("--variance") for word in measured):
         argv += ["--sampling.steps=3", "--objective.step_weights=none", "--branching.branches=2"]
     argv, key, _ = known.shorten(argv)
     return Way(shlex.join([*words[:2], *argv, *measured]), key=f"check {key} {measured}")

@@ -51,6 +51,17 @@ def test_what_would_go_wrong_is_found(runner: Runner, capsys, over, what, words)
     assert found[what]["sound"] is False
 
 
+def test_sizes_of_calls_are_measured_by_the_runs_own_actors(runner: Runner, capsys) -> None:
+    code = main([*arguments(runner.models, runner.runs, "checked"), "--calls", "--json"])
+    told = json.loads(capsys.readouterr().out)["findings"]
+    assert code == 0
+    for field in ("branching.branch_batch", "learner.microbatch"):
+        measured, fit = [f["found"] for f in told if f["what"] == field]
+        assert "1: " in measured and " ms, 2: " in measured
+        assert "fits this hardware; it is " in fit
+    assert not (runner.runs / "checked").exists()
+
+
 def test_a_constant_reward_that_is_only_measured_is_no_failure(runner: Runner, capsys) -> None:
     heldout = '[{"name":"flat","kind":"tests.ray.rewards:Constant"}]'
     code, found = check(runner, capsys, evaluation__heldout_rewards=heldout)

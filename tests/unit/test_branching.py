@@ -205,8 +205,8 @@ def test_any_number_of_leaves_works(groups, branches, seed):  # defect 1
     for config in (Selection(), RELEASED, Selection(kind="all")):
         kept = select(rewards, z, config)
         assert kept.shape == rewards.shape
-        names = ["p"] * len(rewards)
-        assert np.isfinite(list(spread(rewards, names, kept).values())).all()
+        window = RewardWindow(0).with_stage(["p"] * len(rewards), rewards)
+        assert np.isfinite(list(spread(rewards, kept, window).values())).all()
         if config.kind == "best_worst":
             assert (kept.sum(axis=1) <= 2).all()
 
@@ -216,14 +216,16 @@ def test_an_empty_selection_is_no_error():  # defect 1
     kept = select(rewards, np.zeros((3, 2)), Selection())
     assert not kept.any()
     assert np.argwhere(kept).tolist() == []
-    assert spread(rewards, ["p"] * len(rewards), kept)["branch/pair_rate"] == 0
+    assert spread(rewards, kept, RewardWindow(0))["branch/pair_rate"] == 0
 
 
 def test_the_spread_within_and_between_groups():
     rewards = np.array([[0.0, 2.0], [10.0, 12.0]])
-    found = spread(rewards, ["p", "p"], np.array([[True, True], [True, False]]))
+    window = RewardWindow(0).with_stage(["p", "p"], rewards)
+    found = spread(rewards, np.array([[True, True], [True, False]]), window)
     assert found == {
-        "branch/within_share": pytest.approx(1 / 26),
+        # Branches vary by 2; means of 1 and 11 vary by 50, of which 1 is by the branches.
+        "branch/within_share": pytest.approx(2 / (2 + 49)),
         "branch/within_std": 1.0,
         "branch/between_std": 5.0,
         "branch/pair_rate": 0.5,
@@ -232,11 +234,29 @@ def test_the_spread_within_and_between_groups():
 
 
 def test_what_prompts_differ_by_is_no_part_of_the_branches_share():
-    rewards = np.array([[0.0, 2.0], [1.0, 3.0], [100.0, 102.0]])
+    rewards = np.array([[0.0, 2.0], [4.0, 6.0], [100.0, 102.0], [104.0, 106.0]])
+    window = RewardWindow(0).with_stage(["a", "a", "b", "b"], rewards)
     chosen = np.ones_like(rewards, bool)
-    found = spread(rewards, ["a", "a", "b"], chosen)["branch/within_share"]
-    # Within every group 1; of the groups of a prompt, means of 1 and 2 around 1.5.
-    assert found == pytest.approx(1 / (1 + (0.25 + 0.25) / 3))
+    # Within every group 2; means of 1 and 5 vary by 8, of which 1 is by the branches.
+    assert spread(rewards, chosen, window)["branch/within_share"] == pytest.approx(2 / 9)
+
+
+def test_a_prompt_with_one_group_a_stage_has_a_share_from_the_second_stage_on():
+    rewards = np.array([[0.0, 2.0]])
+    chosen = np.ones_like(rewards, bool)
+    window = RewardWindow(8).with_stage(["a"], rewards)
+    assert "branch/within_share" not in spread(rewards, chosen, window)
+    window = window.with_stage(["a"], rewards + 4)
+    assert spread(rewards + 4, chosen, window)["branch/within_share"] == pytest.approx(2 / 9)
+
+
+def test_the_variance_of_a_prompt_does_not_depend_on_the_fork():
+    draw = np.random.default_rng(0)
+    for between, within in ((0.0, 1.0), (0.6, 0.8), (0.96, 0.28)):
+        means = between * draw.standard_normal((4000, 1))
+        rewards = means + within * draw.standard_normal((4000, 4))
+        window = RewardWindow(0).with_stage([str(g % 1000) for g in range(4000)], rewards)
+        assert window.variance(4) == pytest.approx(1, abs=0.06)
 
 
 # --- groups and units ------------------------------------------------------------------------

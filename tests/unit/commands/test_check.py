@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from b2ray.actors.worker import Memory
+from b2ray.commands import calls
 from b2ray.commands.check import GIB, Finding, _drift, _memory, _rewards, _show, main
 from b2ray.errors import EXIT_CONFIG
 from tests.models import config
@@ -75,3 +76,40 @@ def test_its_help_is_about_itself(capsys):
     shown = capsys.readouterr().out
     assert shown.startswith("usage: b2ray check") and "--variance" in shown
     assert "--curriculum.stages" not in shown and "b2ray run --help" in shown
+
+
+def paced(**seconds: float | None) -> calls.Sizes:
+    tried = [calls.Size(int(rows[1:]), s) for rows, s in seconds.items()]
+    return calls.Sizes("learner.microbatch", 8, tried)
+
+
+def test_the_smallest_call_that_is_about_as_fast_fits():
+    # 4, 2.05 and 2 ms a latent: 16 is within 3 % of 32.
+    found = paced(_4=0.016, _16=0.0328, _32=0.064)
+    assert found.fit == 16
+    assert str(found).endswith("4: 4 ms, 16: 2.05 ms, 32: 2 ms")
+
+
+def test_a_call_without_room_does_not_fit():
+    found = paced(_4=0.016, _8=None)
+    assert found.fit == 4 and str(found).endswith("8: no room")
+    assert paced(_1=None).fit is None
+
+
+def test_calls_are_tried_as_far_as_a_stage_has_rows(models):
+    class Asked:
+        def pace(self, role: str, rows: int, backward: bool) -> float:
+            asked.setdefault((role, backward), []).append(rows)
+            return 40.0 if rows == 8 else 0.1
+
+    asked: dict[tuple[str, bool], list[int]] = {}
+    one = config(models, branching__images=12, branching__branches=3, learner__batch=3)
+    sampler, learner = calls.measure(one, Asked())
+    steps = one.learner.drawn_steps(one.interval_bounds[1])
+    assert asked["sampler", False] == [1, 2, 4, 8]
+    assert asked["learner", True] == [r for r in (1, 2, 4, 8) if r <= 3 * steps]
+    assert (sampler.given, learner.given) == (one.branching.branch_batch, one.learner.microbatch)
+    # A call that takes longer than anybody waits for is the last.
+    more = config(models, branching__images=48, branching__branches=3)
+    next(calls.measure(more, Asked()))
+    assert asked["sampler", False] == [1, 2, 4, 8] * 2
