@@ -26,6 +26,8 @@ from b2ray.usage import Reading, Usage
 if TYPE_CHECKING:
     import torch
 
+    from b2ray.diffusion.policy import Policy
+
 UNBOUND = -1  # the policy version of an actor to which no weights were given yet
 
 # What the driver knows a remedy for, or says in its own words.
@@ -189,6 +191,7 @@ class Worker:
 
     role = "worker"
     usage: Usage | None = None
+    policy: Policy  # of those that have one, once it is loaded
 
     def __init__(self) -> None:
         self.version = UNBOUND
