@@ -103,7 +103,7 @@ def test_the_quickstart_with_three_rewards_is_of_its_first_settings():
         assert reward.scale == "window" and reward.path and find(reward.path)
     plain = parse(["--config=configs/quickstart.yaml"]).config
     own = {field for field, value in config if value != getattr(plain, field)}
-    method = {"curriculum", "selection", "objective", "learner", "evaluation"}
+    method = {"curriculum", "branching", "selection", "objective", "learner"}
     assert own == {"name", "rewards", *method}
 
 

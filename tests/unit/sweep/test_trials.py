@@ -52,9 +52,9 @@ def test_trials_are_tracked_where_other_runs_are(planned, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("words", "fields", "passes"),
     [
-        ((), {}, 1),
-        ((), {"learner": {"passes": 2}}, 2),
-        (("--learner.passes=3",), {"learner": {"passes": 2}}, 3),
+        ((), {}, 2),
+        ((), {"learner": {"passes": 3}}, 3),
+        (("--learner.passes=4",), {"learner": {"passes": 3}}, 4),
     ],
 )
 def test_the_command_line_is_over_the_file_and_it_over_the_configuration(
@@ -193,8 +193,8 @@ def test_a_trial_whose_folder_has_another_configuration_is_named(planned):
     with open_run(trial.config) as folder:
         folder.commit(RunState(0), {}, {})
     assert planned().trials[1] == trial
-    with pytest.raises(ConfigError, match=r"trial lr0\.001_seed1: .*\(learner\.passes was 1, is 2"):
-        planned(learner={"passes": 2})
+    with pytest.raises(ConfigError, match=r"trial lr0\.001_seed1: .*\(learner\.passes was 2, is 3"):
+        planned(learner={"passes": 3})
 
 
 def test_the_command_refuses_and_prints(planned, tmp_path, capsys):
