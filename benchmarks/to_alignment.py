@@ -32,7 +32,7 @@ from b2ray.tracking.folder import write_atomically
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 BASE = ROOT / "benchmarks" / "efficiency" / "base.yaml"
-RATES = (1.5e-3, 3.0e-3, 6.0e-3, 1.2e-2)
+RATES = (3.0e-4, 7.5e-4, 1.5e-3, 3.0e-3)
 TUNING_SEEDS, SEEDS = (100, 101), (0, 1, 2, 3, 4)
 # DDPO-IS as benchmarks/efficiency/methods.yaml has it, with the rank of trl's adapter and calls as
 # large as its trainer is fastest with.
@@ -64,7 +64,7 @@ class Measured:
         return json.loads(file.read_text())
 
     def peer(self, rate: float, seed: int) -> dict[str, float]:
-        """trl's run: `seconds` of the whole command, and its final `judged` share."""
+        """trl's run: `seconds` of the whole command, its final `judged` share, and its `reward`."""
         return dict(self._kept(f"trl-lr{rate:g}-s{seed}", lambda: self._peer(rate, seed)))
 
     def ours(self, seed: int) -> list[list[float]]:
@@ -81,7 +81,7 @@ class Measured:
         began = time.perf_counter()
         self.trl.epochs(asked)
         seconds = time.perf_counter() - began
-        return {"seconds": seconds, "judged": judged(lora, seed)}
+        return {"seconds": seconds, **judged(lora, seed)}
 
     def _ours(self, seed: int) -> list[tuple[float, float]]:
         looked = {
@@ -99,15 +99,16 @@ class Measured:
         return looks([json.loads(line) for line in text.splitlines()], began)
 
 
-def judged(lora: Path, seed: int) -> float:
-    """The judged share of a LoRA's pictures of the training captions."""
+def judged(lora: Path, seed: int) -> dict[str, float]:
+    """What a LoRA's pictures of the training captions are worth: `judged` share, and `reward`."""
     words = (f"--config={QUICKSTART}", f"--lora={lora}", f"--seed={seed}", f"--images={JUDGED}")
     more = ("--prompts=b2ray/shapes/prompts/train.txt", f"--output={lora / 'judged'}", "--json")
     command = [str(Path(sys.executable).with_name("b2ray")), "evaluate", *words, *more]
     document = json.loads(ours.execute(command, "b2ray evaluate"))
     (entry,) = document["sets"].values()
     *_, policy = document["policies"]
-    return float(entry["figures"][policy["name"]]["judge"]["mean"])
+    figures = entry["figures"][policy["name"]]
+    return {"judged": figures["judge"]["mean"], "reward": figures["reward"]["mean"]}
 
 
 def looks(lines: Sequence[dict[str, Any]], began: float) -> list[tuple[float, float]]:
