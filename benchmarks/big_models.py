@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,12 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from experiment_costs import SD1, SDXL
+from speed.workloads import work as work_of
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from b2ray.config import Config
+from b2ray.options import parse
 from b2ray.shapes.build.words import make_tokenizer
 
 SHAPES = Path("b2ray/shapes")
@@ -52,6 +57,12 @@ def main() -> None:
         command("b2ray.run", [*words, "--name=big"])
         lines = (Path(place) / "big" / "metrics.jsonl").read_text().splitlines()
         report(checked, [json.loads(line) for line in lines])
+        device = torch.device("cuda" if arguments.gpu else "cpu")
+        config = parse(words).config
+        peak = matrix_peak(getattr(torch, arguments.dtype), device)
+        print(f"{'matrix products, at most':40} {peak / 1e12:.2f} TFLOP/s")
+        for name, share in shares(config, json.loads(lines[-1]), peak).items():
+            print(f"{name:40} {share:.1%} of that")
 
 
 def make(family: str, small: bool, dtype: torch.dtype) -> Any:
@@ -117,6 +128,12 @@ def fields(base: Path, runs: Path, arguments: argparse.Namespace) -> list[str]:
         "model.dtype": arguments.dtype,
         "model.gradient_checkpointing": big,
         "model.lora.rank": 4,
+        "model.lora.alpha": 4,
+        "selection.kind": "best_worst",
+        "objective.step_weights": "inverse_gradient",
+        "objective.kl_weight": 0,
+        "learner.passes": 2,
+        "learner.timestep_fraction": 1,
         "prompts.train": SHAPES / "prompts" / "train.txt",
         "prompts.heldout": SHAPES / "prompts" / "heldout.txt",
         "sampling.steps": 20,
@@ -125,6 +142,7 @@ def fields(base: Path, runs: Path, arguments: argparse.Namespace) -> list[str]:
         "sampling.width": pixels,
         "curriculum.stages": 2,
         "curriculum.start": 6,
+        "curriculum.end": 6,
         "branching.images": 10 if arguments.small else 40,
         "branching.branches": 5,
         "branching.unit_groups": 2 if big or arguments.small else 4,
@@ -163,6 +181,59 @@ def report(checked: dict[str, Any], lines: list[dict[str, Any]]) -> None:
     last = lines[-1]
     for name in ("time/sample", "time/update", "throughput/images_per_second"):
         print(f"{name:40} {last[name]:.2f}")
+
+
+def flops(config: Config) -> int:
+    """Floating-point operations of one guided evaluation of one latent, counted, not computed."""
+    base, sampling = Path(config.model.path), config.sampling
+    settings = json.loads((base / "unet" / "config.json").read_text())
+    factor = 2 ** (
+        len(json.loads((base / "vae" / "config.json").read_text())["block_out_channels"]) - 1
+    )
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(settings)
+        size = (sampling.height or 0) // factor, (sampling.width or 0) // factor
+        added = {}
+        if settings.get("addition_embed_type") == "text_time":
+            pooled = settings["projection_class_embeddings_input_dim"] - 6 * 256
+            added = {"text_embeds": torch.empty(2, pooled), "time_ids": torch.empty(2, 6)}
+        text = torch.empty(2, 77, settings["cross_attention_dim"])
+        with FlopCounterMode(display=False) as counter:
+            unet(torch.empty(2, 4, *size), torch.empty(2), text, added_cond_kwargs=added or None)
+    return int(counter.get_total_flops())
+
+
+def matrix_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second of the fastest square matrix product that was found."""
+    best = 0.0
+    for size in (4096, 8192, 16384) if device.type == "cuda" else (512, 1024, 2048):
+        a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+        for _ in range(3):
+            wait(device)
+            began = time.perf_counter()
+            a @ b
+            wait(device)
+            best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    return best
+
+
+def wait(device: torch.device) -> None:
+    """Until a GPU has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def shares(config: Config, stage: dict[str, Any], peak: float) -> dict[str, float]:
+    """What sampling and learning reach of the peak in a stage, all that they do counted as time.
+
+    A way back counts as two ways there; activations that are computed again do not count.
+    """
+    work, each = work_of(config), flops(config)
+    learnt = work.scored_again + 3 * work.trained
+    return {
+        "sampling": work.sampled * each / stage["time/sample"] / peak,
+        "learning": learnt * each / stage["time/update"] / peak,
+    }
 
 
 if __name__ == "__main__":
