@@ -64,7 +64,7 @@ def test_a_run_in_the_text_is_accepted(page: str, span: str) -> None:
     if "--sweep" in argv:
         assert read_words(argv).sweep
         return
-    argv = [word for word in argv if not word.startswith(("--variance", "--json"))]
+    argv = [word for word in argv if not word.startswith(("--variance", "--calls", "--json"))]
     assert isinstance(parse(argv).config, Config)
 
 
