@@ -255,10 +255,11 @@ def spread(rewards: np.ndarray, chosen: np.ndarray, window: RewardWindow) -> dic
     k = rewards.shape[1]
     within = float(rewards.var(axis=1, ddof=1).mean()) if k > 1 else 0.0
     total = window.variance(k)
-    whole = max(total or 0.0, within)
-    share = within / whole if whole > 0 else 0.0
+    share = {}
+    if total is not None:  # the stage's own branches may differ more than the window's do
+        share["branch/within_share"] = within / max(total, within) if within else 0.0
     return {
-        **({} if total is None else {"branch/within_share": share}),
+        **share,
         "branch/within_std": float(rewards.std(axis=1).mean()) if k > 1 else 0.0,
         "branch/between_std": float(rewards.mean(axis=1).std()),
         "branch/pair_rate": float((chosen.sum(axis=1) >= min(2, k)).mean()),

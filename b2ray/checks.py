@@ -12,6 +12,7 @@ from b2ray.demonstrations import Demonstration, read_folder
 from b2ray.diffusion.families import FAMILIES
 from b2ray.errors import ConfigError
 from b2ray.options import find
+from b2ray.prefixes import Pool
 from b2ray.prompts import PromptSet, PromptSets, read
 from b2ray.rewards import check
 from b2ray.tracking import mlflow_model
@@ -28,7 +29,22 @@ def check_files(config: Config) -> PromptSets:
     if problem:
         raise ConfigError(problem)
     check_rewards(config.all_rewards)
-    return read_prompts(config)
+    prompts = read_prompts(config)
+    _check_spread(config, prompts.train)
+    return prompts
+
+
+def _check_spread(config: Config, prompts: PromptSet) -> None:
+    """Refuse an interval that would wait for a share which no stage can measure."""
+    if config.curriculum.extend != "spread" or config.advantage.window:
+        return
+    counts = Counter(group.prompt for group in Pool(config, prompts).groups(0))
+    if max(counts.values()) < 2:
+        raise ConfigError(
+            "curriculum.extend is spread, which needs two groups of a prompt, but a stage has one "
+            "of each and advantage.window is 0: raise advantage.window or branching.images, or use "
+            "curriculum.extend=calendar"
+        )
 
 
 def check_rewards(rewards: Iterable[Reward]) -> None:

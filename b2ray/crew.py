@@ -13,7 +13,7 @@ import ray
 from b2ray.actors.learner import Learner
 from b2ray.actors.sampler import Sampler
 from b2ray.actors.scorer import Scorer
-from b2ray.actors.worker import UNBOUND, Memory, Place, Receipt
+from b2ray.actors.worker import UNBOUND, Place, Receipt
 from b2ray.branching import RewardWindow, WorkUnit
 from b2ray.config import Config
 from b2ray.diffusion.lora_file import State, digest
@@ -23,12 +23,12 @@ from b2ray.evaluation import Evaluated, evaluated, evaluation_units
 from b2ray.fleet.capacity import needs, scorers
 from b2ray.fleet.dispatch import Dispatcher
 from b2ray.fleet.gauges import Gauges
-from b2ray.fleet.plans import LearnerCall, Ready, Update
+from b2ray.fleet.plans import LearnerCall, OnEach, Ready, Update
 from b2ray.fleet.prefixes import Prefixes
 from b2ray.fleet.rollout import Rollout
 from b2ray.fleet.roster import Roster
 from b2ray.fleet.session import StopFlag
-from b2ray.fleet.slots import Role, SlotState, Weights
+from b2ray.fleet.slots import Role, Weights
 from b2ray.fleet.teams import most, team_maker
 from b2ray.fleet.tracing import Tracing
 from b2ray.prefixes import Origin
@@ -358,25 +358,17 @@ class Crew:
         """Elements of a latent, as the learner has it."""
         return int(self.roster.receipts["learner"].values["elements"])
 
-    def memory(self) -> dict[str, Memory]:
-        """The largest use of memory so far of each actor, by its slot."""
-        asked = {
-            str(slot): slot.team.members[0].memory.remote()
-            for slot in self.roster.slots
-            if slot.team is not None and slot.state == SlotState.READY
-        }
-        found = ray.get(list(asked.values()), timeout=self.config.fleet.start_timeout)
-        return dict(zip(asked, found, strict=True))
-
-    def pace(self, role: str, rows: int, backward: bool) -> float | None:
-        """Seconds of one UNet call of so many latents, while all actors of the role are as busy.
+    def time_call(self, role: str, rows: int) -> float | None:
+        """Seconds of one UNet call of so many latents, the learner's with the way back, while all
+        actors of the role are as busy.
 
         Returns:
-            The slowest one's; None if one of them has no memory for it.
+            The slowest slot's; None if one has no memory for it.
         """
-        teams = [s.team for s in self.roster.ready(role) if s.team is not None]
-        asked = [m.pace.remote(rows, backward) for team in teams for m in team.members]
-        found = ray.get(asked, timeout=self.config.fleet.stall_timeout)
+        doing, args = f"timing a call of {rows} latents", (rows, role == "learner")
+        plan = OnEach(role, len(self.roster.ready(role)), "time_call", args, doing)
+        self.dispatcher.run(plan)
+        found = [receipt.values["seconds"] for receipt in plan.receipts]
         return None if None in found else max(found)
 
     def reward_figures(self, rollout: Rollout, total: np.ndarray) -> dict[str, float]:

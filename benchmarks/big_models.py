@@ -27,11 +27,14 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from experiment_costs import SD1, SDXL
-from speed.workloads import work as work_of
+from speed.workloads import Work, work
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from b2ray.checks import check_files
 from b2ray.config import Config
+from b2ray.cost import BACKWARD
+from b2ray.diffusion.policy import Policy
 from b2ray.options import parse
 from b2ray.shapes.build.words import make_tokenizer
 
@@ -53,15 +56,18 @@ def main() -> None:
             base
         )
         words = [*fields(base, Path(place), arguments), *arguments.more]
+        config = parse(words).config
+        asked = work(config)  # refuses what it cannot count before anything is run
         checked = json.loads(command("b2ray.commands.check", [*words, "--json"]))
         command("b2ray.run", [*words, "--name=big"])
         lines = (Path(place) / "big" / "metrics.jsonl").read_text().splitlines()
         report(checked, [json.loads(line) for line in lines])
         device = torch.device("cuda" if arguments.gpu else "cpu")
-        config = parse(words).config
         peak = matrix_peak(getattr(torch, arguments.dtype), device)
         print(f"{'matrix products, at most':40} {peak / 1e12:.2f} TFLOP/s")
-        for name, share in shares(config, json.loads(lines[-1]), peak).items():
+        for name, share in shares(
+            asked, flops(config, device), json.loads(lines[-1]), peak
+        ).items():
             print(f"{name:40} {share:.1%} of that")
 
 
@@ -183,23 +189,13 @@ def report(checked: dict[str, Any], lines: list[dict[str, Any]]) -> None:
         print(f"{name:40} {last[name]:.2f}")
 
 
-def flops(config: Config) -> int:
-    """Floating-point operations of one guided evaluation of one latent, counted, not computed."""
-    base, sampling = Path(config.model.path), config.sampling
-    settings = json.loads((base / "unet" / "config.json").read_text())
-    factor = 2 ** (
-        len(json.loads((base / "vae" / "config.json").read_text())["block_out_channels"]) - 1
-    )
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(settings)
-        size = (sampling.height or 0) // factor, (sampling.width or 0) // factor
-        added = {}
-        if settings.get("addition_embed_type") == "text_time":
-            pooled = settings["projection_class_embeddings_input_dim"] - 6 * 256
-            added = {"text_embeds": torch.empty(2, pooled), "time_ids": torch.empty(2, 6)}
-        text = torch.empty(2, 77, settings["cross_attention_dim"])
-        with FlopCounterMode(display=False) as counter:
-            unet(torch.empty(2, 4, *size), torch.empty(2), text, added_cond_kwargs=added or None)
+def flops(config: Config, device: torch.device) -> int:
+    """Floating-point operations of one guided evaluation of one latent."""
+    policy = Policy(config, device)
+    (prompt, *_) = check_files(config).trained()
+    step, x = torch.zeros(1, dtype=torch.int64), torch.zeros(1, *policy.latent_shape)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        policy.predict(step.to(device), x.to(device, policy.dtype), [prompt])
     return int(counter.get_total_flops())
 
 
@@ -223,15 +219,20 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def shares(config: Config, stage: dict[str, Any], peak: float) -> dict[str, float]:
+def shares(asked: Work, each: int, stage: dict[str, Any], peak: float) -> dict[str, float]:
     """What sampling and learning reach of the peak in a stage, all that they do counted as time.
 
     A way back counts as two ways there; activations that are computed again do not count.
+
+    Args:
+        asked: of a stage.
+        each: operations of an evaluation.
+        stage: its line of metrics.jsonl.
+        peak: operations a second.
     """
-    work, each = work_of(config), flops(config)
-    learnt = work.scored_again + 3 * work.trained
+    learnt = asked.scored_again + (1 + BACKWARD) * asked.trained
     return {
-        "sampling": work.sampled * each / stage["time/sample"] / peak,
+        "sampling": asked.sampled * each / stage["time/sample"] / peak,
         "learning": learnt * each / stage["time/update"] / peak,
     }
 

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from efficiency.curves import crossing
 from speed import ours, peer
 from speed.workloads import layout
 from tables import fill, markdown
@@ -127,24 +128,11 @@ def looks(lines: Sequence[dict[str, Any]], began: float) -> list[tuple[float, fl
     return found
 
 
-def reached(points: Sequence[Sequence[float]], level: float) -> float | None:
-    """Seconds until a level, by straight lines between evaluations; None if it is never reached."""
-    before = points[0]
-    if before[1] >= level:
-        return before[0]
-    for point in points[1:]:
-        if point[1] >= level:
-            share = (level - before[1]) / (point[1] - before[1])
-            return before[0] + share * (point[0] - before[0])
-        before = point
-    return None
-
-
 def table(rate: float, found: Sequence[tuple[int, dict[str, float], Sequence[Any]]]) -> str:
     """Both, seed by seed, and the median of the ratios; 0 stands for never."""
     rows, ratios = [], []
     for seed, trl, points in found:
-        seconds = reached(points, trl["judged"])
+        seconds = crossing(*zip(*points, strict=True), trl["judged"])
         ratio = trl["seconds"] / seconds if seconds else 0.0
         ratios.append(ratio)
         cells = [f"{points[0][1]:.1%}", f"{trl['judged']:.1%}", f"{trl['seconds']:.0f} s"]

@@ -217,12 +217,13 @@ class Worker:
         name = f"{socket.gethostname()}: main memory"
         return Memory(where(), name, _peak(), psutil.virtual_memory().total)
 
-    @guarded("timing calls of the UNet")
-    def pace(self, rows: int, backward: bool) -> float | None:
-        """Seconds of one UNet call (`diffusion.pace.pace`) of an actor that has a policy."""
-        from b2ray.diffusion.pace import pace
+    @guarded("timing a call of the UNet")
+    def time_call(self, rows: int, backward: bool) -> Receipt:
+        """Of an actor that has a policy: the receipt has `seconds` of `diffusion.timing`."""
+        from b2ray.diffusion.timing import time_call
 
-        return pace(self.policy, rows, backward)
+        mark = self.mark()
+        return self.receipt(mark, seconds=time_call(self.policy, rows, backward))
 
     def mark(self) -> Mark:
         """Where this process stands now; for `receipt`."""

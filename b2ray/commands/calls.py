@@ -47,21 +47,18 @@ class Sizes:
         return next(near, None)
 
     def __str__(self) -> str:
-        shown = [
-            f"{s.rows}: {s.each:.3g} ms" if s.seconds else f"{s.rows}: no room" for s in self.tried
-        ]
-        return f"milliseconds a latent by the size of a call: {', '.join(shown)}"
+        each = ((s.rows, f"{s.each:.3g}" if s.seconds else "no room") for s in self.tried)
+        return ", ".join(f"{rows}: {told}" for rows, told in each)
 
 
 def measure(config: Config, crew: Crew) -> Iterator[Sizes]:
     """Double the size of a sampler's and the learner's calls as far as a stage has rows for it."""
-    branches = config.branching.branches
-    n, batch = config.interval_bounds[1], config.learner.batch
-    leaves = config.groups * branches
-    rows = (leaves if batch == "all" else batch) * config.learner.drawn_steps(n)
+    learner, leaves = config.learner, config.groups * config.branching.branches
+    batch = leaves if learner.batch == "all" else min(learner.batch, leaves)
+    share = -(-batch // learner.ranks) * learner.drawn_steps(config.interval_bounds[1])
     fields = (
         ("branching.branch_batch", config.branching.branch_batch, "sampler", leaves),
-        ("learner.microbatch", config.learner.microbatch, "learner", rows // config.learner.ranks),
+        ("learner.microbatch", learner.microbatch, "learner", share),
     )
     for field, given, role, most in fields:
         yield Sizes(field, given, _tried(crew, role, most))
@@ -69,12 +66,12 @@ def measure(config: Config, crew: Crew) -> Iterator[Sizes]:
 
 def _tried(crew: Crew, role: str, most: int) -> list[Size]:
     found: list[Size] = []
-    sizes = [2**j for j in range(most.bit_length()) if 2**j <= most]
+    sizes = [2**j for j in range(most.bit_length())]
     progress = Progress(0, 0)
     try:
         with progress.bar(f"timing calls of the {role}", len(sizes), "size") as move:
             for rows in sizes:
-                found.append(Size(rows, crew.pace(role, rows, role == "learner")))
+                found.append(Size(rows, crew.time_call(role, rows)))
                 move(1)
                 seconds = found[-1].seconds
                 if seconds is None or seconds > PATIENCE:

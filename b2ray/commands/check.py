@@ -100,11 +100,10 @@ def look(args: argparse.Namespace) -> Iterator[Finding]:
 
 def _calls(config: Config, crew: Crew) -> Iterator[Finding]:
     for sizes in calls.measure(config, crew):
-        yield Finding(sizes.field, str(sizes))
-        if sizes.fit is None:
-            yield Finding(sizes.field, "there is no room for a call of one latent", False)
-        else:
-            yield Finding(sizes.field, f"{sizes.fit} fits this hardware; it is {sizes.given}")
+        fit = sizes.fit
+        told = f"{fit} fits this hardware" if fit else "there is no room for a call of one latent"
+        text = f"{told}, it is {sizes.given}; milliseconds a latent by the size of a call: {sizes}"
+        yield Finding(sizes.field, text, None if fit else False)
 
 
 def _variance(config: Config, prompts: PromptSets, crew: Crew, file: Path) -> Iterator[Finding]:
@@ -145,7 +144,7 @@ def rehearsal(config: Config, prompts: PromptSets, crew: Crew) -> Iterator[Findi
             scores, drift = crew.rehearse(units, n)
         yield from _rewards(config, scores)
         yield _drift(config, drift, crew.elements())
-        yield from _memory(crew.memory())
+        yield from _memory(crew.roster.memory())
     finally:
         progress.close()
 

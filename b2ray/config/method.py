@@ -26,8 +26,8 @@ class Curriculum(Section):
     extend: Literal["calendar", "spread"] = "calendar"
     """When the interval grows: by the calendar, or by a step whenever the branches of a group have
     less than `min_share` of their prompt's variance in the mean of `patience` stages at one length
-    (`branch/within_share`). The last `advantage.window` stages and this one need two groups of a
-    prompt for that."""
+    (`branch/within_share`), measured once a prompt has had two groups in a stage and the
+    `advantage.window` before it that drew the prompt."""
     min_share: float = Field(0.2, gt=0, lt=1)
     """See `extend`; `b2ray check --variance` measures the share for every length."""
     patience: Positive = 3

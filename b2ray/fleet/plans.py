@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -152,6 +152,44 @@ class Update(LearnerCall):
             gone = [True] * len(gone)
         self.rollout.again(leaf for leaf, is_gone in zip(leaves, gone, strict=True) if is_gone)
         self._sample_from(self.rollout.version)
+
+
+@dataclass
+class OnEach:
+    """One call on every slot of a role at once; where actors die, those in their place do it again.
+
+    Attributes:
+        slots: how many there are.
+        receipts: of those that have answered, without order.
+    """
+
+    role: str
+    slots: int
+    method: str
+    args: tuple[Any, ...]
+    doing: str
+    receipts: list[Receipt] = field(default_factory=list)
+    _asked: set[Slot] = field(default_factory=set)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all have answered."""
+        return len(self.receipts) >= self.slots
+
+    def next_call(self, slot: Slot) -> Call | None:
+        """The call, once for each slot."""
+        if slot.role.name != self.role or slot in self._asked:
+            return None
+        self._asked.add(slot)
+        return Call(self.role, self.method, self.args, 1, self.doing)
+
+    def done(self, call: Call, slot: Slot, receipt: Receipt, results: Sequence[Any]) -> None:
+        """Take the answer."""
+        self.receipts.append(receipt)
+
+    def lost(self, call: Call) -> None:
+        """It has no inputs; an answer that did not arrive is asked for again."""
+        self._asked.clear()
 
 
 @dataclass

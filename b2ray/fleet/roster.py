@@ -11,7 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from b2ray.actors.worker import Place, Receipt
+import ray
+
+from b2ray.actors.worker import Memory, Place, Receipt
 from b2ray.config import Fleet
 from b2ray.errors import WorkerError
 from b2ray.fleet import nodes
@@ -97,6 +99,16 @@ class Roster:
 
         enough = all(len(self.ready(r.name)) >= r.least for r in self.roles)
         return enough and not any(map(waited_for, self.slots))
+
+    def memory(self) -> dict[str, Memory]:
+        """The largest use of memory so far of each actor, by its slot."""
+        asked = {
+            str(slot): slot.team.members[0].memory.remote()
+            for slot in self.slots
+            if slot.team is not None and slot.state == SlotState.READY
+        }
+        found = ray.get(list(asked.values()), timeout=self.patience.start_timeout)
+        return dict(zip(asked, found, strict=True))
 
     def close(self) -> None:
         """End all actors."""

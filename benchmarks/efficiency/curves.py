@@ -81,17 +81,23 @@ def reaches(curves: Sequence[Curve], what: str, level: float) -> Point | None:
     Args:
         what: "reward" or "judge".
     """
-    mean = _mean(curves, what)
-    above = np.flatnonzero(mean >= level)
+    found = [
+        crossing(_mean(curves, other), _mean(curves, what), level)
+        for other in ("queries", "work", "pairwise")
+    ]
+    return None if None in found else Point(*found)
+
+
+def crossing(x: Sequence[float], y: Sequence[float], level: float) -> float | None:
+    """x where y first reaches a level, by straight lines between points; None if it never does."""
+    above = np.flatnonzero(np.asarray(y) >= level)
     if not len(above):
         return None
     i = int(above[0])
-    share = (level - mean[i - 1]) / (mean[i] - mean[i - 1]) if i else 0.0
-    found = []
-    for other in ("queries", "work", "pairwise"):
-        y = _mean(curves, other)
-        found.append(float(y[i] + (share - 1) * (y[i] - y[i - 1])) if i else float(y[0]))
-    return Point(*found)
+    if i == 0:
+        return float(x[0])
+    share = (level - y[i - 1]) / (y[i] - y[i - 1])
+    return float(x[i] + (share - 1) * (x[i] - x[i - 1]))
 
 
 def shares(own: Sequence[Curve], other: Sequence[Curve], what: str) -> Shares:

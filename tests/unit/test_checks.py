@@ -9,6 +9,7 @@ import pytest
 from b2ray.checks import check_files, check_model
 from b2ray.config import Config, Evaluation, Model, Prompts, Reward
 from b2ray.errors import ConfigError
+from b2ray.options import parse
 
 # --- models ----------------------------------------------------------------------------------
 
@@ -95,3 +96,15 @@ def test_a_missing_heldout_file_names_its_field(models):
     prompts = Prompts(train=str(models / "prompts.txt"), heldout="/no/such.txt")
     with pytest.raises(ConfigError, match=r"prompts\.heldout"):
         check_files(config(models, prompts=prompts))
+
+
+# --- the interval ----------------------------------------------------------------------------
+
+
+def test_an_interval_that_goes_by_a_share_that_nobody_can_measure_is_refused():
+    """The quickstart has eight captions and eight groups."""
+    words = ["--curriculum.extend=spread", "--curriculum.start=7", "--advantage.window=0"]
+    with pytest.raises(ConfigError, match=r"advantage\.window is 0: raise advantage\.window or "):
+        check_files(parse(words).config)
+    for more in ("--advantage.window=1", "--branching.images=72", "--curriculum.extend=calendar"):
+        check_files(parse([*words, more]).config)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from to_alignment import BASE, DDPO, RATES, looks, reached, table
+from efficiency.curves import crossing
+from to_alignment import BASE, DDPO, RATES, looks, table
 
 from b2ray.options import parse
 
@@ -19,10 +20,10 @@ def test_evaluations_do_not_count_as_time():
 
 
 def test_a_level_is_reached_between_evaluations():
-    points = looks(LINES, began=1000.0)
-    assert reached(points, 0.4) == pytest.approx(30.0)
-    assert reached(points, 0.2) == 20.0  # before the first stage
-    assert reached(points, 0.51) is None
+    seconds, judged = zip(*looks(LINES, began=1000.0), strict=True)
+    assert crossing(seconds, judged, 0.4) == pytest.approx(30.0)
+    assert crossing(seconds, judged, 0.2) == 20.0  # before the first stage
+    assert crossing(seconds, judged, 0.51) is None
 
 
 def test_what_is_never_reached_counts_as_nothing():

@@ -87,29 +87,33 @@ def test_the_smallest_call_that_is_about_as_fast_fits():
     # 4, 2.05 and 2 ms a latent: 16 is within 3 % of 32.
     found = paced(_4=0.016, _16=0.0328, _32=0.064)
     assert found.fit == 16
-    assert str(found).endswith("4: 4 ms, 16: 2.05 ms, 32: 2 ms")
+    assert str(found) == "4: 4, 16: 2.05, 32: 2"
 
 
 def test_a_call_without_room_does_not_fit():
     found = paced(_4=0.016, _8=None)
-    assert found.fit == 4 and str(found).endswith("8: no room")
+    assert found.fit == 4 and str(found) == "4: 4, 8: no room"
     assert paced(_1=None).fit is None
 
 
 def test_calls_are_tried_as_far_as_a_stage_has_rows(models):
     class Asked:
-        def pace(self, role: str, rows: int, backward: bool) -> float:
-            asked.setdefault((role, backward), []).append(rows)
+        def time_call(self, role: str, rows: int) -> float:
+            asked.setdefault(role, []).append(rows)
             return 40.0 if rows == 8 else 0.1
 
-    asked: dict[tuple[str, bool], list[int]] = {}
+    asked: dict[str, list[int]] = {}
     one = config(models, branching__images=12, branching__branches=3, learner__batch=3)
     sampler, learner = calls.measure(one, Asked())
     steps = one.learner.drawn_steps(one.interval_bounds[1])
-    assert asked["sampler", False] == [1, 2, 4, 8]
-    assert asked["learner", True] == [r for r in (1, 2, 4, 8) if r <= 3 * steps]
+    assert asked["sampler"] == [1, 2, 4, 8]
+    assert asked["learner"] == [r for r in (1, 2, 4, 8) if r <= 3 * steps]
     assert (sampler.given, learner.given) == (one.branching.branch_batch, one.learner.microbatch)
     # A call that takes longer than anybody waits for is the last.
     more = config(models, branching__images=48, branching__branches=3)
     next(calls.measure(more, Asked()))
-    assert asked["sampler", False] == [1, 2, 4, 8] * 2
+    assert asked["sampler"] == [1, 2, 4, 8] * 2
+    # More ranks than trajectories: one has a row all the same.
+    few = config(models, branching__images=12, learner__batch=1, learner__ranks=9)
+    *_, learner = calls.measure(few, Asked())
+    assert learner.tried[0].rows == 1

@@ -7,7 +7,7 @@ import ray
 
 from b2ray.actors.worker import Receipt
 from b2ray.fleet import plans as module
-from b2ray.fleet.plans import LearnerCall, Update
+from b2ray.fleet.plans import LearnerCall, OnEach, Update
 from b2ray.fleet.rollout import Rollout
 from b2ray.replay import Kept
 from tests.unit.fleet.test_rollout import SCORERS, answer, drive, slot, units
@@ -136,3 +136,30 @@ def test_an_answer_that_is_lost_on_the_way_is_asked_for_again(objects):
     assert not plan.finished
     plan.lost(call)
     assert plan.next_call(slot("learner")) is not None
+
+
+class Place:
+    """A slot as the dispatcher has them: each is itself alone."""
+
+    def __init__(self, role: str) -> None:
+        self.role = slot(role).role
+
+
+def test_a_call_on_each_slot_is_sent_once_to_each_of_the_role():
+    plan = OnEach("sampler", 2, "time_call", (8, False), "timing")
+    first, second = Place("sampler"), Place("sampler")
+    assert plan.next_call(Place("learner")) is None
+    call = plan.next_call(first)
+    assert (call.method, call.args, call.results) == ("time_call", (8, False), 1)
+    assert plan.next_call(first) is None
+    plan.done(call, first, Receipt("sampler", "", 0, 0.1), [])
+    assert plan.next_call(first) is None and not plan.finished
+    plan.done(plan.next_call(second), second, Receipt("sampler", "", 0, 0.3), [])
+    assert plan.finished and [r.seconds for r in plan.receipts] == [0.1, 0.3]
+
+
+def test_an_answer_that_is_lost_is_asked_for_again():
+    plan = OnEach("learner", 1, "time_call", (8, True), "timing")
+    only = Place("learner")
+    plan.lost(plan.next_call(only))
+    assert plan.next_call(only) is not None and not plan.finished

@@ -12,7 +12,7 @@ from b2ray.diffusion.policy import Policy
 REPEATS = 2  # the least of them counts, after a call that warms up
 
 
-def pace(policy: Policy, rows: int, backward: bool) -> float | None:
+def time_call(policy: Policy, rows: int, backward: bool) -> float | None:
     """Seconds of one guided UNet call, as sampling or learning makes it.
 
     Args:
