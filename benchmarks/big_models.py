@@ -193,6 +193,7 @@ def flops(config: Config, device: torch.device) -> int:
     """Floating-point operations of one guided evaluation of one latent."""
     policy = Policy(config, device)
     (prompt, *_) = check_files(config).trained()
+    policy.prepare([prompt])  # a run encodes once, too
     step, x = torch.zeros(1, dtype=torch.int64), torch.zeros(1, *policy.latent_shape)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         policy.predict(step.to(device), x.to(device, policy.dtype), [prompt])
