@@ -30,6 +30,7 @@ LOOKED_AT = {
     ".venv/bin/python benchmarks/sample_efficiency.py": HOURS,
     ".venv/bin/python benchmarks/speed.py": HOURS,
     ".venv/bin/python benchmarks/adapter.py": "it writes what it measures into docs/",
+    ".venv/bin/python benchmarks/to_alignment.py": HOURS,
     ".venv/bin/python benchmarks/speed.py --inside": HOURS,
     ".venv/bin/python benchmarks/speed.py --cost-growth": HOURS,
     "b2ray evaluate --config my.yaml --lora somebodys.safetensors": ELSEWHERE,
