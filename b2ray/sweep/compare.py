@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -111,14 +113,36 @@ def _setting(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def table(found: Mapping[str, Any], console: Console | None = None) -> None:
     """The closing table: a row a setting, then what did not finish and why."""
-    trials = {t["name"]: t for t in found["trials"]}
+    console = console or Console()
+    console.print(_title(found), markup=False, highlight=False, soft_wrap=True, style="italic")
+    console.print(_view(found))
+    for line in _unfinished(found):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def description(found: Mapping[str, Any]) -> str:
+    """The same in Markdown."""
+    console = Console(width=1000, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(_view(found, box=box.MARKDOWN))
+    lines = [line.strip() for line in captured.get().splitlines()]
+    rows = "\n".join(line for line in lines if line)
+    return "\n\n".join([f"{_title(found)}.", rows, *_unfinished(found)])
+
+
+def _title(found: Mapping[str, Any]) -> str:
+    return f"{found['name']}: {found['metric']}, {found['mode']}imum is best"
+
+
+def _view(found: Mapping[str, Any], **style: Any) -> Table:
     fields = list(found["settings"][0]["values"])
-    title = f"{found['name']}: {found['metric']}, {found['mode']}imum is best"
-    view = Table(title=title, title_justify="left")
+    view = Table(**style)
     for field in fields:
         view.add_column(escape(field), overflow="fold")
     several = any(len(s["trials"]) > 1 for s in found["settings"])
-    for column in ("mean", "95 % interval", "each", "finished") if several else ("", "finished"):
+    for column in (
+        ("mean", "95 % interval", "each", "finished") if several else ("figure", "finished")
+    ):
         view.add_column(column, justify="right")
     for s in found["settings"]:
         mean = "—" if s["mean"] is None else f"{s['mean']:.4g}"
@@ -129,12 +153,15 @@ def table(found: Mapping[str, Any], console: Console | None = None) -> None:
         best = "bold" if s["values"] == found["best"] and len(found["settings"]) > 1 else None
         row = [*values, mean, within, each, done] if several else [*values, mean, done]
         view.add_row(*row, style=best)
-    console = console or Console()
-    console.print(view)
-    for t in trials.values():
+    return view
+
+
+def _unfinished(found: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each trial that has not finished."""
+    for t in found["trials"]:
         if t["state"] != State.FINISHED:
             said = f"{t['name']}: {t['state']} after {t['stages']} stages"
             had = f", at {t['figure']:.4g}" if t["figure"] is not None else ""
             why = f": {t['cause']}" if t["cause"] else ""
             more = f" ({t['log']})" if t["log"] else ""
-            console.print(f"{said}{had}{why}{more}", markup=False, highlight=False, soft_wrap=True)
+            yield f"{said}{had}{why}{more}"

@@ -10,9 +10,10 @@ from typing import Any
 
 from b2ray.config import Config
 from b2ray.discretion import masked
+from b2ray.sweep.compare import description
 from b2ray.sweep.trials import Plan
 from b2ray.tracking.folder import write_atomically
-from b2ray.tracking.mlflow_names import PARENT_TAG, tracking_uri
+from b2ray.tracking.mlflow_names import PARENT_TAG, origin, tracking_uri
 from b2ray.tracking.mlflow_store import client_of, prepare, reason, run_of
 
 
@@ -57,7 +58,8 @@ class ParentRun:
             **sweep.grid,
         }
         said = {f"b2ray.sweep.{f}": json.dumps(v)[:5000] for f, v in varied.items()}
-        return {"b2ray.sweep": sweep.name, "b2ray.metric": f"{sweep.mode} {sweep.metric}", **said}
+        asked = {"b2ray.sweep": sweep.name, "b2ray.metric": f"{sweep.mode} {sweep.metric}", **said}
+        return origin() | asked
 
     def _finish(self, status: str, found: Mapping[str, Any]) -> None:
         client, run_id = self._client(), self._begin()
@@ -72,6 +74,7 @@ class ParentRun:
             client.log_metric(run_id, key, value)
         for file in ("sweep.yaml", "sweep.json"):
             client.log_artifact(run_id, str(self.plan.folder / file))
+        client.set_tag(run_id, "mlflow.note.content", description(found))
         self._adopt(client, run_id)
         client.set_terminated(run_id, status)
 

@@ -30,21 +30,28 @@ def artifacts(config: Config, uri: str) -> str | None:
 
 
 def tags(config: Config) -> dict[str, str]:
-    """What runs are told apart and searched by, with MLflow's own tags for who ran what."""
-    import ray
-
+    """What runs are told apart and searched by."""
     source = "demonstrations" if config.demonstrations.path else ""
     found = {
         "b2ray.preset": config.preset,
         "b2ray.model": config.model.path,
         "b2ray.rewards": ", ".join(r.name for r in config.rewards) or source,
         "b2ray.heldout_rewards": ", ".join(r.name for r in config.evaluation.heldout_rewards),
+        PARENT_TAG: config.tracking.parent or "",
+    }
+    return {name: value for name, value in found.items() if value} | origin()
+
+
+def origin() -> dict[str, str]:
+    """Which versions a run is of, and MLflow's own tags for who ran what."""
+    import ray
+
+    found = {
         "b2ray.version": b2ray.__version__,
         "ray.version": ray.__version__,
         "mlflow.source.name": "b2ray",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": _commit(),
-        PARENT_TAG: config.tracking.parent or "",
     }
     with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
         found["mlflow.user"] = getpass.getuser()

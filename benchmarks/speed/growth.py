@@ -106,7 +106,7 @@ def plot(found: Mapping[str, Sequence[Point]], file: Path) -> None:
         unet = [first.seconds * p.evaluations / first.evaluations for p in points]
         axis.plot(sizes, unet, "--", color="grey", label="in proportion to UNet work")
         axis.set_xlabel(what)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
         axis.set_title(f"exponent {slope(points):.2f}", fontsize=9)
     axes[0, 0].set_ylabel("seconds of a stage")
     axes[0, 0].legend(fontsize=7)

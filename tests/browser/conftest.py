@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 WITHIN = 120_000  # milliseconds that a page may take to show something on a busy machine
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# MLflow opens its assistant over half of the first page, once.
+CALM = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
 # A run of the embedded model as `make demo` makes it, but short.
 SETTINGS = {
     "curriculum.stages": 2,
@@ -124,6 +126,25 @@ def opened(browser: Browser) -> Iterator[Callable[..., Opened]]:
         context.close()
 
 
+@pytest.fixture
+def mlflow_page(opened: Callable[..., Opened]) -> Callable[[str, str], Opened]:
+    """Open a page of an MLflow server."""
+
+    def go(server: str, path: str) -> Opened:
+        found = opened(f"{server}/health", 1440)
+        found.page.evaluate(CALM)
+        found.page.goto(f"{server}{path}", wait_until="domcontentloaded")
+        return found
+
+    return go
+
+
+def has_lines(opened: Opened, least: int) -> None:
+    """Wait until so many charts have a line; a level one has no height, which is no visibility."""
+    line = opened.page.locator(".js-plotly-plot .scatterlayer path.js-line")
+    line.nth(least - 1).wait_for(state="attached")
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with mlflow_server(tmp_path_factory.mktemp("mlflow")) as address:
@@ -146,12 +167,17 @@ class Finished:
 def finished(server: str, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A short run of the embedded model, by the command, tracked by the server over HTTP."""
     runs = tmp_path_factory.mktemp("runs")
-    values = {**SETTINGS, "runs": runs, "name": "short", "tracking.uri": server}
-    command = [sys.executable, "-m", "b2ray.run", "--config=configs/quickstart.yaml"]
-    command += [f"--{name}={value}" for name, value in values.items()]
+    execute("--config=configs/quickstart.yaml", runs=runs, name="short", uri=server)
+    return Finished(runs / "short", server)
+
+
+def execute(first: str, runs: Path, name: str, uri: str) -> None:
+    """The command with `SETTINGS` and these, to its end."""
+    values = {**SETTINGS, "runs": runs, "name": name, "tracking.uri": uri}
+    words = [first, *(f"--{field}={value}" for field, value in values.items())]
     # On a busy machine Ray's own patience is too short.
     env = {**os.environ, "RAY_raylet_start_wait_time_s": "300"}
     env.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-m", "b2ray.run", *words]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1000)
     assert done.returncode == 0, done.stderr[-4000:]
-    return Finished(runs / "short", server)

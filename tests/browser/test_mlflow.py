@@ -7,10 +7,7 @@ from collections.abc import Callable
 import mlflow
 import pytest
 
-from tests.browser.conftest import Finished, Opened
-
-# MLflow opens its assistant over half of the first page, once.
-CALM = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
+from tests.browser.conftest import Finished, Opened, has_lines
 
 
 @pytest.fixture(scope="session")
@@ -20,16 +17,9 @@ def run_path(finished: Finished) -> str:
 
 
 @pytest.fixture
-def visit(finished: Finished, opened: Callable[..., Opened]) -> Callable[[str], Opened]:
-    """Open a page of MLflow."""
-
-    def go(path: str) -> Opened:
-        found = opened(f"{finished.server}/health", 1440)
-        found.page.evaluate(CALM)
-        found.page.goto(f"{finished.server}{path}", wait_until="domcontentloaded")
-        return found
-
-    return go
+def visit(finished: Finished, mlflow_page: Callable[..., Opened]) -> Callable[[str], Opened]:
+    """Open a page of the server that has the run."""
+    return lambda path: mlflow_page(finished.server, path)
 
 
 def is_drawn(opened: Opened, selector: str, least: int) -> None:
@@ -38,12 +28,6 @@ def is_drawn(opened: Opened, selector: str, least: int) -> None:
         "([s, n]) => [...document.querySelectorAll(s)].filter(i => i.naturalWidth > 0).length >= n",
         arg=[selector, least],
     )
-
-
-def has_lines(opened: Opened, least: int) -> None:
-    """Wait until so many charts have a line; a level one has no height, which is no visibility."""
-    line = opened.page.locator(".js-plotly-plot .scatterlayer path.js-line")
-    line.nth(least - 1).wait_for(state="attached")
 
 
 def test_the_overview_tells_what_the_run_was(visit, run_path, shot) -> None:

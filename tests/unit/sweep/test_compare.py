@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from b2ray.confidence import mean_interval
-from b2ray.sweep.compare import Outcome, State, comparison, figure, table
+from b2ray.sweep.compare import Outcome, State, comparison, description, figure, table
 from tests.unit.sweep.conftest import write_lines
 
 DONE = Outcome(State.FINISHED)
@@ -74,6 +74,19 @@ def test_the_table_has_a_row_a_setting_and_names_what_failed(found):
     assert [r.split()[1] for r in rows] == ["0.003", "0.001"]
     assert "0.8" in rows[0] and "1 of 2" in rows[0] and "2 of 2" in rows[1]
     assert "lr0.003_seed1: failed after 1 stages, at 0.1: sampler 0 failed [for good]" in shown
+
+
+def test_the_description_is_the_same_table_in_markdown(found):
+    said = description(found())
+    rows = [[c.strip() for c in x.split("|")[1:-1]] for x in said.splitlines() if x[:1] == "|"]
+    assert rows[0] == ["learner.lr", "mean", "95 % interval", "each", "finished"]
+    assert set("".join(rows[1])) == {"-"}
+    assert [rows[2][0], rows[2][1], rows[2][4]] == ["0.003", "0.8", "1 of 2"]
+    assert [rows[3][0], rows[3][1], rows[3][4]] == ["0.001", "0.5", "2 of 2"]
+    assert said.startswith("rates: heldout/judge, maximum is best.\n\n|")
+    assert said.endswith(
+        "failed after 1 stages, at 0.1: sampler 0 failed [for good] (/x/failure.log)"
+    )
 
 
 def test_seeds_alone_are_one_row(planned, capsys):
