@@ -47,7 +47,7 @@ def main() -> None:
 def score_predictions(config: Config, groups: int) -> np.ndarray:
     """Rewards of predicted pictures, float, shape (n, G, K): after 1 .. n - 1 steps of the
     interval, and of the finished pictures."""
-    prompts = check_files(config).train
+    prompts = check_files(config).train.texts
     policy = Policy(config, torch.device("cpu"))
     panel, steps = Panel(config.rewards, policy.device), config.sampling.steps
     (reward,) = panel.rewards

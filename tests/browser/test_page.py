@@ -103,6 +103,10 @@ def test_light_and_dark_differ_and_figures_follow(
     assert paper != dark_paper and ink != dark_ink
 
 
+# The line of a stage, as far as the page's curves need it.
+NEXT = {"time/total": 32.0, "reward/mean": 0.5, "cost/reward_queries": 192.0, "interval": 6.0}
+
+
 # --- b2ray watch -------------------------------------------------------------------------------
 
 
@@ -132,7 +136,7 @@ def test_the_watched_page_shows_a_stage_when_it_is_done(
     # What a person opened stays open when the page loads itself again.
     last = found.page.get_by_text("The whole configuration")
     last.click()
-    folder.append_metrics(3, {"time/total": 32.0, "reward/mean": 0.5}, [])
+    folder.append_metrics(3, NEXT, [])
     found.page.get_by_text("fter 3 of 6 stages").first.wait_for()
     assert found.page.locator("details", has=last).get_attribute("open") is not None
     assert all(r.startswith(address) for r in found.requests)
@@ -148,7 +152,7 @@ def test_a_page_that_is_not_to_follow_stays(
     with found.page.expect_response("**/stamp"):  # it looks as long as it may
         pass
     found.page.get_by_label("follow the run").uncheck()
-    folder.append_metrics(3, {"time/total": 32.0, "reward/mean": 0.5}, [])
+    folder.append_metrics(3, NEXT, [])
     found.page.clock.install()  # so that no time has to pass
     found.page.clock.run_for(60_000)
     assert "fter 2 of 6 stages" in found.page.locator(".verdict").inner_text()

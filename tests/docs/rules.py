@@ -18,6 +18,7 @@ KUBERNETES = "it needs a Kubernetes cluster"
 NETWORK = "it needs a package index or a hub"
 HOURS = "it takes minutes to hours; tests/unit and tests/ray have its parts"
 ELSEWHERE = "it needs files from elsewhere; tests/ray/test_evaluate.py has its like"
+MEASURES = "it writes what it measures into docs/"
 ITSELF = "it is the tests themselves, or changes files of the repository"
 
 LOOKED_AT = {
@@ -29,7 +30,9 @@ LOOKED_AT = {
     "make docs": "tests/docs/test_site.py builds the site",
     ".venv/bin/python benchmarks/sample_efficiency.py": HOURS,
     ".venv/bin/python benchmarks/speed.py": HOURS,
-    ".venv/bin/python benchmarks/adapter.py": "it writes what it measures into docs/",
+    ".venv/bin/python benchmarks/adapter.py": MEASURES,
+    ".venv/bin/python benchmarks/pruning.py": MEASURES,
+    ".venv/bin/python benchmarks/gradients_while_sampling.py": MEASURES,
     ".venv/bin/python benchmarks/to_alignment.py": HOURS,
     ".venv/bin/python benchmarks/speed.py --inside": HOURS,
     ".venv/bin/python benchmarks/speed.py --cost-growth": HOURS,
