@@ -12,6 +12,7 @@ from b2ray.actors.worker import Mark, Receipt, Worker, device, guarded
 from b2ray.config import Config
 from b2ray.diffusion.lora_file import State, digest
 from b2ray.diffusion.trajectory import Selected, Trajectory
+from b2ray.imports import uncollected
 from b2ray.replay import Kept
 
 Entry = tuple[str, float, int, Any]  # prompt, advantage, interval, ref of a `Trajectory`
@@ -40,9 +41,10 @@ class Learner(Worker):
             address: "host:port" of rank 0; empty for a single rank.
         """
         # Heavy, and the driver imports this module.
-        from b2ray.diffusion.policy import Policy
-        from b2ray.objectives.ranks import Ranks
-        from b2ray.objectives.update import Updater
+        with uncollected():
+            from b2ray.diffusion.policy import Policy
+            from b2ray.objectives.ranks import Ranks
+            from b2ray.objectives.update import Updater
 
         mark, place = self.mark(), device(config.learner.threads)
         self.observe(config)

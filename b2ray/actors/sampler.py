@@ -15,6 +15,7 @@ from b2ray.demonstrations import fitted
 from b2ray.diffusion.lora_file import State
 from b2ray.diffusion.noise import INITIAL, PREFIX, normal
 from b2ray.diffusion.trajectory import Prefix, Trajectory, from_wire, to_wire
+from b2ray.imports import uncollected
 from b2ray.trees import FORK, small
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class Sampler(Worker):
     @guarded("loading the model")
     def load(self, config: Config, prompts: list[str]) -> Receipt:
         """Load the model; the receipt names its device and the prompts that it cuts off."""
-        from b2ray.diffusion.policy import Policy  # heavy, and the driver imports this module
+        with uncollected():  # heavy, and the driver imports this module
+            from b2ray.diffusion.policy import Policy
 
         mark = self.mark()
         self.observe(config)

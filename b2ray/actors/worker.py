@@ -21,6 +21,7 @@ from ray.exceptions import ObjectLostError
 
 from b2ray.config import Config
 from b2ray.errors import ConfigError, RankLost, WorkerError
+from b2ray.imports import uncollected
 from b2ray.usage import Reading, Usage
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ def device(threads: int) -> torch.device:
     An actor without a reserved GPU still sees every GPU of its machine, hence not
     `torch.cuda.is_available()`.
     """
-    import torch
+    with uncollected():
+        import torch
 
     if ray.is_initialized() and ray.get_gpu_ids() and torch.cuda.is_available():
         # Ray narrows CUDA_VISIBLE_DEVICES to the reserved ones, so the first is ours.

@@ -9,6 +9,7 @@ your own function, `module:function`, is called as `score` is.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 from b2ray.config import Reward, Section
 from b2ray.discretion import shown
 from b2ray.errors import ConfigError
+from b2ray.imports import uncollected
 from b2ray.rewards.options import OPTIONS
 
 if TYPE_CHECKING:
@@ -124,7 +126,9 @@ class _Function:
 def _find(spec: Reward) -> Any:
     module, _, name = BUILT_IN.get(spec.kind, spec.kind).partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        with uncollected() if spec.kind in BUILT_IN else contextlib.nullcontext():
+            found = importlib.import_module(module)
+        return getattr(found, name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"reward {spec.name!r} has kind {spec.kind!r}, which cannot be imported: {error}"

@@ -31,6 +31,7 @@ LOOKED_AT = {
     ".venv/bin/python benchmarks/sample_efficiency.py": HOURS,
     ".venv/bin/python benchmarks/speed.py": HOURS,
     ".venv/bin/python benchmarks/adapter.py": MEASURES,
+    ".venv/bin/python benchmarks/imports.py": MEASURES,
     ".venv/bin/python benchmarks/pruning.py": MEASURES,
     ".venv/bin/python benchmarks/gradients_while_sampling.py": MEASURES,
     ".venv/bin/python benchmarks/to_alignment.py": HOURS,

@@ -150,6 +150,8 @@ def _is_nested(runner: Runner, name: str, names: list[str]) -> None:
     assert (parent.info.run_name, parent.info.status) == (name, "FINISHED")
     assert parent.data.metrics["trials/finished"] == len(names)
     assert {a.path for a in client.list_artifacts(parent.info.run_id)} >= {"sweep.json"}
+    assert parent.data.tags["mlflow.source.name"] == "b2ray"
+    assert parent.data.tags["mlflow.note.content"].count("\n| 0.00") == 2  # a row a rate
     beneath = f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
     children = client.search_runs(ids, beneath)
     assert sorted(c.info.run_name for c in children) == sorted(names)

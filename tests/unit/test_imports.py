@@ -1,0 +1,47 @@
+"""Imports without garbage collection."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+
+from b2ray.imports import uncollected
+
+
+@pytest.fixture(autouse=True)
+def thawed():
+    yield
+    gc.unfreeze()
+    gc.enable()
+
+
+class Ring:
+    def __init__(self) -> None:
+        self.me = self
+
+
+def test_nothing_is_collected_inside_and_what_is_there_is_left_alone_afterwards() -> None:
+    with uncollected():
+        assert not gc.isenabled()
+        kept = weakref.ref(Ring())
+    assert gc.isenabled() and gc.get_freeze_count() > 0
+    gc.collect()
+    assert kept() is not None
+    later = weakref.ref(Ring())
+    gc.collect()
+    assert later() is None
+
+
+def test_it_goes_on_after_an_import_that_fails() -> None:
+    with pytest.raises(ImportError), uncollected():
+        import b2ray.no_such_module  # noqa: F401
+    assert gc.isenabled()
+
+
+def test_a_process_that_does_not_collect_stays_so() -> None:
+    gc.disable()
+    with uncollected():
+        pass
+    assert not gc.isenabled()
