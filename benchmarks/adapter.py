@@ -8,13 +8,13 @@ One thread, processor time, both ways by turns in one process; docs/performance.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from tables import fill, markdown
+from turns import by_turns, quartiles
 
 from b2ray.diffusion.policy import Policy
 from b2ray.options import parse
@@ -98,20 +98,11 @@ def by_layers(made: Policy) -> Callable[[], None]:
 
 def row(what: str, rounds: int, ways: Mapping[str, Callable[[], None]]) -> list[str]:
     """Medians of two ways, by turns, and the ratio within each round."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds + 2):  # the first two warm up
-        for name, call in ways.items():
-            began = time.process_time()
-            call()
-            times[name].append(1000 * (time.process_time() - began))
-    one, other = (np.array(found[2:]) for found in times.values())
-    scale = SWITCHES if what == "off and on" else 1
-    low, middle, high = np.percentile(other / one, (25, 50, 75))
-    cells = [
-        f"{name}: {np.median(found) / scale:.1f}"
-        for name, found in zip(ways, (one, other), strict=True)
-    ]
-    return [what, *cells, f"{middle:.2f} ({low:.2f} – {high:.2f})"]
+    times = by_turns(ways, rounds)
+    one, other = times.values()
+    scale = 1000 / (SWITCHES if what == "off and on" else 1)
+    cells = [f"{name}: {scale * np.median(found):.1f}" for name, found in times.items()]
+    return [what, *cells, quartiles(other / one)]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ script ends. docs/performance.md has the table.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import MethodType
@@ -23,6 +22,7 @@ import torch
 from adapter import PROMPT, policy
 from peft.tuners.lora import Linear
 from tables import fill, markdown
+from turns import by_turns, quartiles
 
 from b2ray.diffusion import lora
 from b2ray.diffusion.policy import Policy
@@ -133,18 +133,12 @@ def same(
 
 def table(ways: dict[str, Callable[[], None]], rounds: int, latents: int) -> str:
     """Milliseconds a latent, medians, and their ratios to the first within each round."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds + 2):  # the first two warm up
-        for name, call in ways.items():
-            began = time.process_time()
-            call()
-            times[name].append(1000 * (time.process_time() - began) / latents)
-    first = np.array(next(iter(times.values()))[2:])
-    rows = []
-    for name, found in times.items():
-        each = np.array(found[2:])
-        low, middle, high = np.percentile(each / first, (25, 50, 75))
-        rows.append([name, f"{np.median(each):.2f}", f"{middle:.2f} ({low:.2f} – {high:.2f})"])
+    times = by_turns(ways, rounds)
+    first = next(iter(times.values()))
+    rows = [
+        [name, f"{1000 * np.median(found) / latents:.2f}", quartiles(found / first)]
+        for name, found in times.items()
+    ]
     return markdown(["a denoising step", "ms a latent", "ratio (quartiles)"], rows)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from tables import fill, markdown
 from tqdm import trange
+from turns import quartiles
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 MODULES = {
@@ -52,9 +53,8 @@ def compared(module: str, rounds: int) -> list[str]:
             )
             times.append(float(done.stdout))
     one, other = (np.array(times[1:]) for times in ways.values())
-    low, middle, high = np.percentile(other / one, (25, 50, 75))
     seconds = [f"{np.median(times):.2f} s" for times in (one, other)]
-    return [*seconds, f"{middle:.2f} ({low:.2f} – {high:.2f})"]
+    return [*seconds, quartiles(other / one)]
 
 
 if __name__ == "__main__":
