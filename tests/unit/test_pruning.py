@@ -23,7 +23,7 @@ def test_between_whole_numbers_the_gap_is_linear() -> None:
 
 
 def test_predictions_that_tell_all_keep_the_whole_gap() -> None:
-    """Three steps of four branches: the first predicts the finished order, the second reverses it."""
+    """Four branches: the first step predicts the finished order, the second reverses it."""
     final = np.array([[0.0, 1.0, 2.0, 5.0]])
     rows = table(np.stack([final / 10, -final, final])).splitlines()[2:]
     told, reversed_, whole = ([c.strip() for c in row.split("|")[1:-1]] for row in rows)
