@@ -12,8 +12,9 @@ def uncollected() -> Iterator[None]:
     """For imports of torch, transformers and diffusers: no garbage collection inside, and what is
     there afterwards is never looked through again.
 
-    Nearly all of the million objects that they make stay. Looking for garbage among them takes a
+    Nearly all of the 750,000 objects that they make stay. Looking for garbage among them takes a
     fifth of an import's processor time (benchmarks/imports.py), and every actor of a run imports.
+    Once per process, before there is anything that may be thrown away.
     """
     collects = gc.isenabled()
     gc.disable()

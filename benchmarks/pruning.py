@@ -2,10 +2,11 @@
 
     python benchmarks/pruning.py [--groups 96] [--branches 8]   # docs/performance.md's table
 
-The embedded model, the quickstart's captions, interval and reward. All branches of a group take a
-few steps, their predicted pictures are scored, and only the best and the worst by that go on. The
-gap in reward between those two is what such a pair teaches; it is held against that of the best
-and worst of all branches, and of as many unpruned branches as cost as many UNet evaluations.
+The embedded model, the quickstart's captions, interval and reward. All branches of a group are
+denoised for a few steps, the pictures that the UNet predicts in the last of them are scored, and
+only the best and the worst by that go on. The gap in reward between those two is what such a pair
+teaches; it is held against that of the best and worst of all branches, and of as many unpruned
+branches as cost as many UNet evaluations.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def main() -> None:
 
 
 def score_predictions(config: Config, groups: int) -> np.ndarray:
-    """Rewards of predicted pictures, float, shape (n, G, K): after 1 .. n - 1 steps of the
-    interval, and of the finished pictures."""
+    """Rewards, float, shape (n, G, K): of the pictures predicted in the branches' 2nd .. n-th
+    evaluations (all have one x in the first), and of the finished ones."""
     prompts = check_files(config).train.texts
     policy = Policy(config, torch.device("cpu"))
     panel, steps = Panel(config.rewards, policy.device), config.sampling.steps
@@ -78,7 +79,7 @@ def score_predictions(config: Config, groups: int) -> np.ndarray:
 
 
 def table(scores: np.ndarray) -> str:
-    """By the steps taken before the drop: how well predictions tell, the pair's gap, and its cost.
+    """By the evaluations before the drop: how well predictions tell, the pair's gap, its cost.
 
     Args:
         scores: as `score_predictions` has them.
@@ -87,17 +88,17 @@ def table(scores: np.ndarray) -> str:
     final, rows = scores[-1], []
     which = np.arange(groups)
     whole = gap_of(final, k)
-    for taken in range(1, n):
-        early = scores[taken - 1]
+    for made in range(2, n + 1):
+        early = scores[made - 2]
         together = [np.corrcoef(a, b)[0, 1] for a, b in zip(early, final, strict=True)]
         gap = (final[which, early.argmax(1)] - final[which, early.argmin(1)]).mean()
-        work = k * taken + 2 * (n - taken)
+        work = k * made + 2 * (n - made)
         same = gap_of(final, work / n)
         cells = [f"{np.nanmean(together):.2f}", f"{gap:.3f}", f"{work / (k * n):.0%}"]
-        rows.append([str(taken), *cells, f"{same:.3f}", f"{gap / same - 1:+.0%}"])
+        rows.append([str(made), *cells, f"{same:.3f}", f"{gap / same - 1:+.0%}"])
     rows.append(["none dropped", "1", f"{whole:.3f}", "100%", f"{whole:.3f}", "+0%"])
     heads = [
-        *("steps before the drop", "correlation with the finished", "gap of the pair"),
+        *("evaluations before the drop", "correlation with the finished", "gap of the pair"),
         *("UNet work of the branches", "gap of as much work unpruned", "difference"),
     ]
     return markdown(heads, rows)

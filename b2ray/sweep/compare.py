@@ -122,7 +122,7 @@ def table(found: Mapping[str, Any], console: Console | None = None) -> None:
 
 def description(found: Mapping[str, Any]) -> str:
     """The same in Markdown."""
-    console = Console(width=1000, file=io.StringIO())
+    console = Console(width=1000, file=io.StringIO(), color_system=None)
     with console.capture() as captured:
         console.print(_view(found, box=box.MARKDOWN))
     lines = [line.strip() for line in captured.get().splitlines()]

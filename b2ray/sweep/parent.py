@@ -16,6 +16,8 @@ from b2ray.tracking.folder import write_atomically
 from b2ray.tracking.mlflow_names import PARENT_TAG, origin, tracking_uri
 from b2ray.tracking.mlflow_store import client_of, prepare, reason, run_of
 
+LONGEST = 4000  # characters of a tag; stores take 5,000 or more
+
 
 class ParentRun:
     """One MLflow run for the whole sweep. As with a run's own, it is found again by a tag if its id
@@ -57,7 +59,7 @@ class ParentRun:
             **{f: d.model_dump(exclude_none=True) for f, d in sweep.sample.items()},
             **sweep.grid,
         }
-        said = {f"b2ray.sweep.{f}": json.dumps(v)[:5000] for f, v in varied.items()}
+        said = {f"b2ray.sweep.{f}": json.dumps(v)[:LONGEST] for f, v in varied.items()}
         asked = {"b2ray.sweep": sweep.name, "b2ray.metric": f"{sweep.mode} {sweep.metric}", **said}
         return origin() | asked
 
@@ -74,8 +76,11 @@ class ParentRun:
             client.log_metric(run_id, key, value)
         for file in ("sweep.yaml", "sweep.json"):
             client.log_artifact(run_id, str(self.plan.folder / file))
-        client.set_tag(run_id, "mlflow.note.content", description(found))
         self._adopt(client, run_id)
+        said = description(found)
+        if len(said) > LONGEST:
+            said = f"{said[:LONGEST].rpartition(chr(10))[0]}\n\nThe rest is in sweep.json."
+        client.set_tag(run_id, "mlflow.note.content", said)
         client.set_terminated(run_id, status)
 
     def _adopt(self, client: Any, run_id: str) -> None:

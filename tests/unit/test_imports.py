@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
 
+from b2ray import rewards
+from b2ray.actors.learner import Learner
+from b2ray.actors.sampler import Sampler
 from b2ray.imports import uncollected
+from tests.models import PROMPTS, config
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +53,23 @@ def test_a_process_that_does_not_collect_stays_so() -> None:
     with uncollected():
         pass
     assert not gc.isenabled()
+
+
+def test_actors_import_so(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def watched(where: str):
+        @contextlib.contextmanager
+        def inside() -> Iterator[None]:
+            seen.append(where)
+            yield
+
+        return inside
+
+    for where in ("actors.sampler", "actors.learner", "actors.worker", "rewards"):
+        monkeypatch.setattr(f"b2ray.{where}.uncollected", watched(where))
+    small = config(models)
+    Sampler().load(small, PROMPTS)
+    Learner().load(small, PROMPTS)
+    rewards.load(small.rewards[0], torch.device("cpu"))
+    assert seen == ["actors.sampler", "actors.worker", "actors.learner", "actors.worker", "rewards"]

@@ -23,10 +23,10 @@ def test_between_whole_numbers_the_gap_is_linear() -> None:
 
 
 def test_predictions_that_tell_all_keep_the_whole_gap() -> None:
-    """Four branches: the first step predicts the finished order, the second reverses it."""
+    """The second evaluation predicts the finished order, the third its reverse."""
     final = np.array([[0.0, 1.0, 2.0, 5.0]])
     rows = table(np.stack([final / 10, -final, final])).splitlines()[2:]
     told, reversed_, whole = ([c.strip() for c in row.split("|")[1:-1]] for row in rows)
     assert told[1:3] == ["1.00", "5.000"] and reversed_[1:3] == ["-1.00", "-5.000"]
-    # 4 branches take a step and 2 of them two more: 8 of 12 evaluations.
-    assert told[3] == "67%" and whole[2] == "5.000"
+    # Of 4 branches all make two evaluations, and 2 of them a third: 10 of 12.
+    assert told[0] == "2" and told[3] == "83%" and whole[2] == "5.000"

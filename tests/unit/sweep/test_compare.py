@@ -76,7 +76,8 @@ def test_the_table_has_a_row_a_setting_and_names_what_failed(found):
     assert "lr0.003_seed1: failed after 1 stages, at 0.1: sampler 0 failed [for good]" in shown
 
 
-def test_the_description_is_the_same_table_in_markdown(found):
+def test_the_description_is_the_same_table_in_markdown(found, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
     said = description(found())
     rows = [[c.strip() for c in x.split("|")[1:-1]] for x in said.splitlines() if x[:1] == "|"]
     assert rows[0] == ["learner.lr", "mean", "95 % interval", "each", "finished"]
