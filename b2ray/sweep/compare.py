@@ -120,14 +120,18 @@ def table(found: Mapping[str, Any], console: Console | None = None) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def description(found: Mapping[str, Any]) -> str:
-    """The same in Markdown."""
+def description(found: Mapping[str, Any], longest: int) -> str:
+    """The same in Markdown, cut off at a line's end if it has more than `longest` characters."""
     console = Console(width=1000, file=io.StringIO(), color_system=None)
     with console.capture() as captured:
         console.print(_view(found, box=box.MARKDOWN))
     lines = [line.strip() for line in captured.get().splitlines()]
     rows = "\n".join(line for line in lines if line)
-    return "\n\n".join([f"{_title(found)}.", rows, *_unfinished(found)])
+    text = "\n\n".join([f"{_title(found)}.", rows, *_unfinished(found)])
+    if len(text) <= longest:
+        return text
+    rest = "\n\nThe rest is in sweep.json."
+    return text[: longest - len(rest)].rpartition("\n")[0] + rest
 
 
 def _title(found: Mapping[str, Any]) -> str:

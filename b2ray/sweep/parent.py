@@ -77,10 +77,7 @@ class ParentRun:
         for file in ("sweep.yaml", "sweep.json"):
             client.log_artifact(run_id, str(self.plan.folder / file))
         self._adopt(client, run_id)
-        said = description(found)
-        if len(said) > LONGEST:
-            said = f"{said[:LONGEST].rpartition(chr(10))[0]}\n\nThe rest is in sweep.json."
-        client.set_tag(run_id, "mlflow.note.content", said)
+        client.set_tag(run_id, "mlflow.note.content", description(found, LONGEST))
         client.set_terminated(run_id, status)
 
     def _adopt(self, client: Any, run_id: str) -> None:

@@ -78,7 +78,7 @@ def test_the_table_has_a_row_a_setting_and_names_what_failed(found):
 
 def test_the_description_is_the_same_table_in_markdown(found, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
-    said = description(found())
+    said = description(found(), 4000)
     rows = [[c.strip() for c in x.split("|")[1:-1]] for x in said.splitlines() if x[:1] == "|"]
     assert rows[0] == ["learner.lr", "mean", "95 % interval", "each", "finished"]
     assert set("".join(rows[1])) == {"-"}
@@ -88,6 +88,16 @@ def test_the_description_is_the_same_table_in_markdown(found, monkeypatch):
     assert said.endswith(
         "failed after 1 stages, at 0.1: sampler 0 failed [for good] (/x/failure.log)"
     )
+
+
+def test_a_description_that_is_too_long_ends_with_a_whole_line(found):
+    whole = description(found(), 4000)
+    cut = description(found(), 300)
+    assert len(cut) <= 300 < len(whole)
+    kept, _, rest = cut.rpartition("\n\n")
+    assert rest == "The rest is in sweep.json."
+    assert kept == "\n".join(whole.splitlines()[: len(kept.splitlines())])
+    assert kept.splitlines()[-1].endswith("|")
 
 
 def test_seeds_alone_are_one_row(planned, capsys):
