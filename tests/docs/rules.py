@@ -33,6 +33,7 @@ LOOKED_AT = {
     ".venv/bin/python benchmarks/adapter.py": MEASURES,
     ".venv/bin/python benchmarks/imports.py": MEASURES,
     ".venv/bin/python benchmarks/pruning.py": MEASURES,
+    ".venv/bin/python benchmarks/startup.py": MEASURES,
     ".venv/bin/python benchmarks/gradients_while_sampling.py": MEASURES,
     ".venv/bin/python benchmarks/to_alignment.py": HOURS,
     ".venv/bin/python benchmarks/speed.py --inside": HOURS,
