@@ -18,6 +18,8 @@ from b2ray.errors import EXIT_STOPPED
 
 def main() -> int:
     """Run with the arguments of the command line; returns the exit code of `b2ray.errors`."""
+    # A shell without a terminal has what it starts in the background ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         threading.Thread(target=_watch, daemon=True).start()
         return run.main()

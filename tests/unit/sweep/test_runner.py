@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -83,8 +84,10 @@ def test_the_cause_of_a_failure_is_found(runner, code, said, cause):
     assert made.outcomes[trial.name].cause == cause
 
 
-def test_a_trial_whose_sweep_is_gone_stops_resumably(tmp_path):
-    """Its standard input has ended; tests/ray has one that was at work."""
+@pytest.mark.parametrize("handling", [signal.SIG_DFL, signal.SIG_IGN], ids=["shell", "background"])
+def test_a_trial_whose_sweep_is_gone_stops_resumably(tmp_path, handling):
+    """Its standard input has ended; tests/ray has one that was at work. What a script's shell
+    starts in the background ignores SIGINT from its beginning."""
     words = ["--config=configs/quickstart.yaml", f"--runs={tmp_path}"]
     ended = subprocess.run(
         [sys.executable, "-m", "b2ray.sweep.trial", *words],
@@ -92,6 +95,7 @@ def test_a_trial_whose_sweep_is_gone_stops_resumably(tmp_path):
         capture_output=True,
         text=True,
         timeout=200,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, handling),
     )
     assert ended.returncode == EXIT_STOPPED, ended.stderr
     assert "Traceback" not in ended.stderr
