@@ -14,7 +14,7 @@ def uncollected() -> Iterator[None]:
 
     Nearly all of the 750,000 objects that they make stay. Looking for garbage among them takes a
     fifth of an import's processor time (benchmarks/imports.py), and every actor of a run imports.
-    Once per process, before there is anything that may be thrown away.
+    Only while a process starts, before there is anything that may be thrown away.
     """
     collects = gc.isenabled()
     gc.disable()

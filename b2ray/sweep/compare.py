@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -122,10 +122,10 @@ def table(found: Mapping[str, Any], console: Console | None = None) -> None:
 
 def description(found: Mapping[str, Any], longest: int) -> str:
     """The same in Markdown, cut off at a line's end if it has more than `longest` characters."""
-    console = Console(width=1000, file=io.StringIO(), color_system=None)
-    with console.capture() as captured:
-        console.print(_view(found, box=box.MARKDOWN))
-    lines = [line.strip() for line in captured.get().splitlines()]
+    file = io.StringIO()
+    view = _view(found, lambda text: text.replace("|", "\\|"), box=box.MARKDOWN)
+    Console(width=1000, file=file, color_system=None).print(view)
+    lines = [line.strip() for line in file.getvalue().splitlines()]
     rows = "\n".join(line for line in lines if line)
     text = "\n\n".join([f"{_title(found)}.", rows, *_unfinished(found)])
     if len(text) <= longest:
@@ -138,21 +138,22 @@ def _title(found: Mapping[str, Any]) -> str:
     return f"{found['name']}: {found['metric']}, {found['mode']}imum is best"
 
 
-def _view(found: Mapping[str, Any], **style: Any) -> Table:
+def _view(
+    found: Mapping[str, Any], cell: Callable[[str], str] = lambda text: text, **style: Any
+) -> Table:
     fields = list(found["settings"][0]["values"])
     view = Table(**style)
     for field in fields:
         view.add_column(escape(field), overflow="fold")
     several = any(len(s["trials"]) > 1 for s in found["settings"])
-    for column in (
-        ("mean", "95 % interval", "each", "finished") if several else ("figure", "finished")
-    ):
+    columns = ("mean", "95 % interval", "each") if several else ("figure",)
+    for column in (*columns, "finished"):
         view.add_column(column, justify="right")
     for s in found["settings"]:
         mean = "—" if s["mean"] is None else f"{s['mean']:.4g}"
         within = "—" if s["low"] is None else f"{s['low']:.4g} … {s['high']:.4g}"
         each = " ".join(f"{v:.3g}" for v in s["each"])
-        values = [escape(shown(f, s["values"][f]).strip("'")) for f in fields]
+        values = [escape(cell(shown(f, s["values"][f]).strip("'"))) for f in fields]
         done = f"{s['n']} of {len(s['trials'])}"
         best = "bold" if s["values"] == found["best"] and len(found["settings"]) > 1 else None
         row = [*values, mean, within, each, done] if several else [*values, mean, done]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import mlflow
 import pytest
 
 from tests.runner import ROOT
@@ -153,10 +154,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run: its folder, and where MLflow has it."""
+    """A finished run or sweep: its folder, and where MLflow has it."""
 
     folder: Path
     server: str
+
+    @property
+    def experiment(self) -> str:
+        """The path of its experiment's page."""
+        run = mlflow.MlflowClient(self.server).get_run(self.run_id)
+        return f"/#/experiments/{run.info.experiment_id}"
 
     @property
     def run_id(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import mlflow
 import pytest
 
 from tests.browser.conftest import Finished, Opened, has_lines
@@ -12,8 +11,7 @@ from tests.browser.conftest import Finished, Opened, has_lines
 
 @pytest.fixture(scope="session")
 def run_path(finished: Finished) -> str:
-    run = mlflow.MlflowClient(finished.server).get_run(finished.run_id)
-    return f"/#/experiments/{run.info.experiment_id}/runs/{finished.run_id}"
+    return f"{finished.experiment}/runs/{finished.run_id}"
 
 
 @pytest.fixture

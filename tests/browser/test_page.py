@@ -103,11 +103,10 @@ def test_light_and_dark_differ_and_figures_follow(
     assert paper != dark_paper and ink != dark_ink
 
 
+# --- b2ray watch -------------------------------------------------------------------------------
+
 # The line of a stage, as far as the page's curves need it.
 NEXT = {"time/total": 32.0, "reward/mean": 0.5, "cost/reward_queries": 192.0, "interval": 6.0}
-
-
-# --- b2ray watch -------------------------------------------------------------------------------
 
 
 @pytest.fixture

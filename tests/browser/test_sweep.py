@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.browser.conftest import Opened, execute, has_lines
+from tests.browser.conftest import Finished, Opened, execute, has_lines
 
 SWEEP = {
     "config": "configs/quickstart.yaml",
@@ -21,37 +19,18 @@ SWEEP = {
 TRIALS = ("lr0.002", "lr0.004")
 
 
-@dataclass(frozen=True)
-class Swept:
-    """A finished sweep: its folder, and the MLflow server that has it."""
-
-    folder: Path
-    server: str
-
-    @property
-    def experiment(self) -> str:
-        import mlflow
-
-        run = mlflow.MlflowClient(self.server).get_run(self.run_of(""))
-        return f"/#/experiments/{run.info.experiment_id}"
-
-    def run_of(self, trial: str) -> str:
-        """The MLflow run of a trial; of the sweep itself without a name."""
-        return str(json.loads((self.folder / trial / "mlflow.json").read_text())["run_id"])
-
-
 @pytest.fixture(scope="module")
-def swept(server: str, tmp_path_factory: pytest.TempPathFactory) -> Swept:
+def swept(server: str, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Two trials of the embedded model, by the command."""
     runs = tmp_path_factory.mktemp("sweep")
     file = runs / "rates.yaml"
     file.write_text(yaml.safe_dump(SWEEP))
     execute(f"--sweep={file}", runs=runs, name="rates", uri=server)
-    return Swept(runs / "rates", server)
+    return Finished(runs / "rates", server)
 
 
 @pytest.fixture
-def visit(swept: Swept, mlflow_page: Callable[..., Opened]) -> Callable[[str], Opened]:
+def visit(swept: Finished, mlflow_page: Callable[..., Opened]) -> Callable[[str], Opened]:
     """Open a page of the sweep's experiment."""
     return lambda path: mlflow_page(swept.server, swept.experiment + path)
 
@@ -76,7 +55,7 @@ def test_the_list_shows_trials_beneath_their_sweep(visit, shot) -> None:
 
 
 def test_the_sweeps_page_says_which_setting_was_best(visit, swept, shot) -> None:
-    page = visit(f"/runs/{swept.run_of('')}").page
+    page = visit(f"/runs/{swept.run_id}").page
     page.get_by_text("rates: heldout/judge, maximum is best.").wait_for()
     found = json.loads((swept.folder / "sweep.json").read_text())
     shown = [row.inner_text().split() for row in page.locator("td").locator("..").all()]
@@ -90,7 +69,8 @@ def test_the_sweeps_page_says_which_setting_was_best(visit, swept, shot) -> None
 
 
 def test_a_trials_page_leads_to_its_sweep(visit, swept) -> None:
-    page = visit(f"/runs/{swept.run_of(TRIALS[0])}").page
+    trial = Finished(swept.folder / TRIALS[0], swept.server)
+    page = visit(f"/runs/{trial.run_id}").page
     page.get_by_role("link", name="rates").click()
     page.get_by_text("rates: heldout/judge, maximum is best.").wait_for()
 

@@ -90,6 +90,12 @@ def test_the_description_is_the_same_table_in_markdown(found, monkeypatch):
     )
 
 
+def test_a_bar_in_a_value_does_not_end_its_cell(found):
+    result = found()
+    result["settings"][0]["values"] = {"learner.lr": "a|b"}
+    assert "\n| a\\|b " in description(result, 4000)
+
+
 def test_a_description_that_is_too_long_ends_with_a_whole_line(found):
     whole = description(found(), 4000)
     cut = description(found(), 300)
