@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from efficiency.curves import Curve, Point, curve, interval, reaches, shares
 from efficiency.pictures import sheet
-from efficiency.trials import ABLATIONS, DECLARED, DEFAULT, METHODS, Results, Trial, reported
+from efficiency.trials import ABLATIONS, DEFAULT, METHODS, Results, Trial, reported, seeds
 from tables import fill, markdown
 
 mpl.use("Agg")
@@ -31,8 +31,8 @@ def write(results: Results, runs: Path) -> None:
         raise SystemExit(f"{results.file} has no finished method yet: run without --report first")
     curves = {m: [curve(r) for _, r in trials] for m, trials in done.items()}
     parts = {"table": f"{table(done)}\n\n{costs(done, curves)}"}
-    if DEFAULT in curves:
-        parts["shares"] = beside(curves)
+    if DEFAULT in done:
+        parts["shares"] = beside(done)
     changed = finished([DEFAULT, *ABLATIONS], results)
     if len(changed) > 1:
         parts["ablations"] = ablations(changed)
@@ -45,7 +45,7 @@ def finished(methods: Iterable[str], results: Results) -> Done:
     """The reported trials with their results, of methods whose seeds have all been run."""
     found = {m: [(t, results.of(t)) for t in reported(m, results)] for m in methods}
     done = {m: [(t, r) for t, r in trials if r] for m, trials in found.items()}
-    return {m: trials for m, trials in done.items() if len(trials) == len(DECLARED["seeds"])}
+    return {m: trials for m, trials in done.items() if len(trials) == len(seeds(m))}
 
 
 def table(done: Done) -> str:
@@ -97,7 +97,7 @@ def costs(done: Done, curves: dict[str, list[Curve]]) -> str:
     rows = []
     for method, trials in done.items():
         own = curves[method]
-        seconds = np.mean([r["seconds"] for _, r in trials])
+        seconds = min(r["seconds"] for _, r in trials)  # other work can only add to it
         cells = [
             method,
             f"{np.mean([c.work[-1] for c in own]) / 1e3:,.0f} k",
@@ -116,16 +116,19 @@ def _there(found: Point | None) -> list[str]:
     return [f"{found.queries:,.0f}", f"{found.work / 1e3:,.1f} k", f"{found.pairwise:.3f}"]
 
 
-def beside(curves: dict[str, list[Curve]]) -> str:
-    """What the default needs until it stands where each other method stands at best."""
+def beside(done: Done) -> str:
+    """What the default needs until it stands where each other method stands at best, on the seeds
+    that both have."""
     heads = ["beside", "by", "at best", "after queries", "pairwise there"]
     heads += ["queries of the default", "share", "its UNet work", "share", "its pairwise there"]
     rows = []
-    for method, other in curves.items():
+    for method in done:
         if method == DEFAULT:
             continue
+        both = {t.seed for t, _ in done[method]} & {t.seed for t, _ in done[DEFAULT]}
+        own, other = ([curve(r) for t, r in done[m] if t.seed in both] for m in (DEFAULT, method))
         for what, form in (("judge", "{:.1%}"), ("reward", "{:.3f}")):
-            found = shares(curves[DEFAULT], other, what)
+            found = shares(own, other, what)
             peer, cells = found.other, ["–"] * 5
             if found.there:
                 queries, work, pairwise = _there(found.there)

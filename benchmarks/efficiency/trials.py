@@ -154,7 +154,12 @@ def best(method: str, results: Results) -> tuple[tuple[str, Any], ...] | None:
 def reported(method: str, results: Results) -> list[Trial]:
     """The trials of the table, once the method, or the default for an ablation, is tuned."""
     setting = best(DEFAULT if method in ABLATIONS else method, results)
-    return [] if setting is None else [Trial(method, setting, s) for s in DECLARED["seeds"]]
+    return [] if setting is None else [Trial(method, setting, s) for s in seeds(method)]
+
+
+def seeds(method: str) -> list[int]:
+    """What a method, or an ablation, is reported on."""
+    return [*DECLARED["seeds"], *DECLARED["more_seeds"].get(method, [])]
 
 
 def run_all(trials: Iterable[Trial], results: Results, runs: Path, jobs: int, what: str) -> None:

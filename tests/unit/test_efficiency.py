@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from efficiency.curves import Curve, Point, curve, interval, reaches, shares
+from efficiency.report import beside
 from efficiency.trials import (
     ABLATIONS,
     DECLARED,
@@ -17,13 +18,12 @@ from efficiency.trials import (
     Trial,
     best,
     reported,
+    seeds,
     settings,
     tuning,
 )
 
 from b2ray.options import parse
-
-SEEDS = DECLARED["seeds"]
 
 
 def parsed(trial: Trial, tmp_path):
@@ -55,13 +55,14 @@ def test_an_ablation_changes_the_default_and_nothing_else(name, tmp_path):
     assert changed == set(ABLATIONS[name])
 
 
-def test_all_methods_have_about_the_same_queries_and_as_many_trials(tmp_path):
+def test_all_have_about_the_same_queries_and_no_fewer_trials_than_the_default(tmp_path):
     found = [parsed(tuning(m)[0], tmp_path) for m in METHODS]
     queries = [c.curriculum.stages * c.groups * c.branching.branches for c in found]
     assert max(queries) < 1.02 * min(queries)
-    assert len({len(settings(m)) for m in METHODS}) == 1
-    assert not set(DECLARED["tuning_seeds"]) & set(DECLARED["seeds"])
-    assert len(DECLARED["seeds"]) >= 5
+    assert len(settings(DEFAULT)) == min(len(settings(m)) for m in METHODS) == 4
+    for method in METHODS:
+        assert not set(DECLARED["tuning_seeds"]) & set(seeds(method))
+        assert len(set(seeds(method))) >= 5
 
 
 def test_every_trial_has_a_folder_of_its_own():
@@ -108,6 +109,25 @@ def test_a_level_that_some_seeds_never_reach_has_no_upper_end():
     assert shares([points(0.2, 0.3, 0.3)] * 2, other, "judge").there is None
 
 
+def test_a_method_is_held_against_the_default_on_the_seeds_of_both():
+    def done(method: str, **judged: float):
+        found = []
+        for seed, judge in judged.items():
+            ends = [(0, 0.3), (100, judge)]
+            result = [
+                {"reward_queries": q, "unet_evals": q, "unet_backwards": 0, "pairwise": 0.5}
+                | {"judge": share, "reward": share}
+                for q, share in ends
+            ]
+            found.append((Trial(method, (), int(seed[1:])), {"points": result}))
+        return found
+
+    other = done("GRPO", s1=0.4, s2=0.4, s3=0.9)
+    row = beside({"GRPO": other, DEFAULT: done(DEFAULT, s0=0.3, s1=0.5, s2=0.5)})
+    assert row == beside({"GRPO": other[:2], DEFAULT: done(DEFAULT, s1=0.5, s2=0.5)})
+    assert "| GRPO | judge | 40.0% | 100 | 0.500 | 50 | 50% (50% – 50%) |" in row
+
+
 def finished(trial: Trial, runs, judge: float) -> None:
     """The folder of a run that has ended."""
     folder = runs / trial.name
@@ -151,7 +171,7 @@ def test_results_outlive_their_runs_until_the_settings_change(tmp_path, monkeypa
     assert again.known == results.known and len(again.known) == 8
     # The mean over the tuning seeds decides, not the best single run.
     assert best("DDPO-IS", again) == trials[2].setting
-    assert {t.seed for t in reported("DDPO-IS", again)} == set(DECLARED["seeds"])
+    assert [t.seed for t in reported("DDPO-IS", again)] == seeds("DDPO-IS")
     assert Results(file, ["--curriculum.stages=1"]).of(trials[0]) is None
     monkeypatch.setitem(METHODS["DDPO-IS"]["fixed"], "learner.batch", 99)
     assert again.of(trials[0]) is None
@@ -160,9 +180,12 @@ def test_results_outlive_their_runs_until_the_settings_change(tmp_path, monkeypa
 def test_committed_results_are_of_declared_trials():
     results, names = Results(RESULTS), set()
     for method in METHODS:
-        trials = [*tuning(method), *(Trial(method, s, n) for s in settings(method) for n in SEEDS)]
+        trials = [
+            *tuning(method),
+            *(Trial(method, s, n) for s in settings(method) for n in seeds(method)),
+        ]
         names |= {t.name for t in trials if results.of(t)}
     for name in ABLATIONS:
-        trials = [Trial(name, s, n) for s in settings(DEFAULT) for n in SEEDS]
+        trials = [Trial(name, s, n) for s in settings(DEFAULT) for n in seeds(name)]
         names |= {t.name for t in trials if results.of(t)}
     assert names == set(results.known)
