@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from efficiency.curves import Curve, Point, curve, interval, reaches, shares
 from efficiency.pictures import sheet
-from efficiency.trials import ABLATIONS, DEFAULT, METHODS, Results, Trial, reported, seeds
+from efficiency.trials import DECLARED, DEFAULT, LATE, METHODS, Results, Trial, reported, seeds
 from tables import fill, markdown
 
 mpl.use("Agg")
@@ -33,9 +33,10 @@ def write(results: Results, runs: Path) -> None:
     parts = {"table": f"{table(done)}\n\n{costs(done, curves)}"}
     if DEFAULT in done:
         parts["shares"] = beside(done)
-    changed = finished([DEFAULT, *ABLATIONS], results)
-    if len(changed) > 1:
-        parts["ablations"] = ablations(changed)
+    for part, names in (("ablations", [DEFAULT, *DECLARED["ablations"]]), ("late", [*LATE])):
+        changed = finished(names, results)
+        if len(changed) > 1 and names[0] in changed:
+            parts[part] = ablations(changed)
     fill(DOCS / "evidence.md", parts)
     plot(curves, CURVES)
     sheet(done, runs, PICTURES)
@@ -62,10 +63,11 @@ def table(done: Done) -> str:
 
 
 def ablations(done: Done) -> str:
-    """What becomes of the default with one part changed: differences on the same seeds."""
+    """What becomes of the first with a part changed: differences on the same seeds."""
     heads = ["instead", "seeds", "reward", "judged, training", "judged, unseen", "pairwise"]
     heads += ["UNet work"]
-    whole = {t.seed: r for t, r in done[DEFAULT]}
+    first = next(iter(done))
+    whole = {t.seed: r for t, r in done[first]}
     rows = []
     for name, trials in done.items():
         pairs = [(r, whole[t.seed]) for t, r in trials if t.seed in whole]
@@ -78,8 +80,8 @@ def ablations(done: Done) -> str:
         ):
             own = [scale * value(r) for r, _ in pairs]
             off = [scale * (value(r) - value(base)) for r, base in pairs]
-            shown = form.replace("+", "") if name == DEFAULT else form
-            cells.append(shown.format(*interval(own if name == DEFAULT else off)))
+            shown = form.replace("+", "") if name == first else form
+            cells.append(shown.format(*interval(own if name == first else off)))
         work = np.mean([curve(r).work[-1] for r, _ in pairs])
         rows.append([name, str(len(pairs)), *cells, f"{work / 1e3:,.0f} k"])
     return markdown(heads, rows)

@@ -29,7 +29,8 @@ HERE = Path(__file__).parent
 DECLARED = yaml.safe_load((HERE / "methods.yaml").read_text(encoding="utf-8"))
 METHODS: dict[str, dict[str, Any]] = DECLARED["methods"]
 DEFAULT: str = DECLARED["default"]
-ABLATIONS: dict[str, dict[str, Any]] = DECLARED["ablations"]
+LATE: dict[str, dict[str, Any]] = DECLARED["late_reward"]
+ABLATIONS: dict[str, dict[str, Any]] = {**DECLARED["ablations"], **LATE}
 BASE = HERE / "base.yaml"
 RESULTS = HERE / "results.jsonl"
 KEPT = ("reward", "judge", "diversity", "seconds")  # of a run's summary
