@@ -64,7 +64,7 @@ def curve(result: dict[str, Any]) -> Curve:
         work=np.array([p["unet_evals"] + BACKWARD * p["unet_backwards"] for p in points]),
         reward=np.array([p["reward"] for p in points]),
         judge=np.array([p["judge"] for p in points]),
-        pairwise=np.array([p["pairwise"] for p in points]),
+        pairwise=np.array([p["pairwise"] for p in points], float),  # nan: not measured
     )
 
 

@@ -21,6 +21,7 @@ CURVES = DOCS / "evidence_curves.png"
 PICTURES = DOCS / "evidence_pictures.png"
 WHAT = ("reward", "judge")
 Done = dict[str, list[tuple[Trial, dict[str, Any]]]]  # by method: trials with their results
+UNKNOWN = {"after": float("nan")}
 PEER = "DDPO-IS"  # what the others are held against
 
 
@@ -76,9 +77,12 @@ def ablations(done: Done) -> str:
             ("{:+.3f} ± {:.3f}", 1, lambda r: r["reward"]["after"]),
             ("{:+.1f} ± {:.1f}", 100, lambda r: r["judge"]["train"]["after"]),
             ("{:+.1f} ± {:.1f}", 100, lambda r: r["judge"]["heldout"]["after"]),
-            ("{:+.3f} ± {:.3f}", 1, lambda r: r["diversity"]["pairwise"]["after"]),
+            ("{:+.3f} ± {:.3f}", 1, lambda r: r["diversity"].get("pairwise", UNKNOWN)["after"]),
         ):
             own = [scale * value(r) for r, _ in pairs]
+            if np.isnan(own).any():
+                cells.append("–")
+                continue
             off = [scale * (value(r) - value(base)) for r, base in pairs]
             shown = form.replace("+", "") if name == first else form
             cells.append(shown.format(*interval(own if name == first else off)))

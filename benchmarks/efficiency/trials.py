@@ -96,12 +96,13 @@ def _shown(value: Any) -> str:
     return json.dumps(value) if isinstance(value, list | dict) else str(value)
 
 
-def _point(line: Mapping[str, Any]) -> dict[str, float]:
+def _point(line: Mapping[str, Any]) -> dict[str, float | None]:
     """An evaluation on fixed seeds, and what it had cost until then."""
     spent = {key: line.get(f"cost/{key}", 0.0) for key in ("reward_queries", "unet_evals")}
     spent["unet_backwards"] = line.get("cost/unet_backwards", 0.0)
     found = {"reward": line["eval/train/reward"], "judge": line["heldout/judge"]}
-    return {**spent, **found, "pairwise": line["diversity/pairwise"]}
+    # Only a reward that embeds pictures says how much they differ.
+    return {**spent, **found, "pairwise": line.get("diversity/pairwise")}
 
 
 class Results:

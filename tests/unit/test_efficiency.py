@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from efficiency.curves import Curve, Point, curve, interval, reaches, shares
-from efficiency.report import beside
+from efficiency.report import ablations, beside
 from efficiency.trials import (
     ABLATIONS,
     DECLARED,
@@ -156,6 +156,25 @@ def test_a_finished_run_is_a_curve(tmp_path):
     assert found.queries.tolist() == [0, 128] and found.work.tolist() == [0, 1600]
     assert found.reward.tolist() == [0.4, 0.5] and found.judge.tolist() == [0.3, 0.5]
     assert found.pairwise.tolist() == [0.6, 0.5]
+
+
+def test_what_the_reward_cannot_measure_is_left_out_of_the_ablations(tmp_path):
+    def trials(name: str, judge: float, **measured: dict[str, float]):
+        found = []
+        for seed in (0, 1):
+            pair = {"before": 0.3, "after": judge + 0.01 * seed}
+            result = {"reward": pair, "judge": {"train": pair, "heldout": pair}}
+            point = {"reward_queries": 0, "unet_evals": 3000, "unet_backwards": 0, "pairwise": None}
+            point |= {"reward": 0.3, "judge": 0.3}
+            found.append((Trial(name, (), seed), {**result, "points": [point], **measured}))
+        return found
+
+    none, some = {"diversity": {}}, {"diversity": {"pairwise": {"after": 0.25}}}
+    lines = ablations({"a": trials("a", 0.4, **none), "b": trials("b", 0.5, **none)}).splitlines()
+    assert lines[2] == "| a | 2 | 0.405 ± 0.064 | 40.5 ± 6.4 | 40.5 ± 6.4 | – | 3 k |"
+    assert lines[3] == "| b | 2 | +0.100 ± 0.000 | +10.0 ± 0.0 | +10.0 ± 0.0 | – | 3 k |"
+    lines = ablations({"a": trials("a", 0.4, **some)}).splitlines()
+    assert lines[2].endswith("| 0.250 ± 0.000 | 3 k |")
 
 
 def test_results_outlive_their_runs_until_the_settings_change(tmp_path, monkeypatch):
