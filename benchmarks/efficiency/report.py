@@ -21,8 +21,8 @@ CURVES = DOCS / "evidence_curves.png"
 PICTURES = DOCS / "evidence_pictures.png"
 WHAT = ("reward", "judge")
 Done = dict[str, list[tuple[Trial, dict[str, Any]]]]  # by method: trials with their results
-UNKNOWN = {"after": float("nan")}
 PEER = "DDPO-IS"  # what the others are held against
+UNKNOWN = {"after": float("nan")}  # diversity, where no reward embeds pictures
 
 
 def write(results: Results, runs: Path) -> None:
@@ -58,8 +58,8 @@ def table(done: Done) -> str:
     for method, trials in done.items():
         setting = ", ".join(f"{k.split('.')[-1]} {v:g}" for k, v in trials[0][0].setting)
         rows.append([method, setting, str(len(trials)), *figures([r for _, r in trials])])
-    # All methods begin with the same model and the same evaluations.
-    base = figures([r for _, r in next(iter(done.values()))], "before")
+    # All methods begin with the same model and the same evaluations: of those with most seeds.
+    base = figures([r for _, r in max(done.values(), key=len)], "before")
     return markdown(heads, [["before", "", "", *base], *rows])
 
 
@@ -97,7 +97,7 @@ def costs(done: Done, curves: dict[str, list[Curve]]) -> str:
     heads += [f"queries to {PEER}'s judged alignment", "UNet work", "pairwise there"]
     levels = (
         {w: float(np.mean([getattr(c, w)[-1] for c in curves[PEER]])) for w in WHAT}
-        if (PEER in curves)
+        if PEER in curves
         else {}
     )
     rows = []

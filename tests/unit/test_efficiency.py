@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from efficiency.trials import (
     Trial,
     best,
     reported,
+    run_all,
     seeds,
     settings,
     tuning,
@@ -158,7 +161,7 @@ def test_a_finished_run_is_a_curve(tmp_path):
     assert found.pairwise.tolist() == [0.6, 0.5]
 
 
-def test_what_the_reward_cannot_measure_is_left_out_of_the_ablations(tmp_path):
+def test_what_the_reward_cannot_measure_is_left_out_of_the_ablations():
     def trials(name: str, judge: float, **measured: dict[str, float]):
         found = []
         for seed in (0, 1):
@@ -195,6 +198,23 @@ def test_results_outlive_their_runs_until_the_settings_change(tmp_path, monkeypa
     assert Results(file, ["--curriculum.stages=1"]).of(trials[0]) is None
     monkeypatch.setitem(METHODS["DDPO-IS"]["fixed"], "learner.batch", 99)
     assert again.of(trials[0]) is None
+
+
+@pytest.mark.parametrize("code", [0, 3], ids=["a result that cannot be read", "a failed run"])
+def test_a_failure_is_heard_of_before_the_others_have_run(tmp_path, monkeypatch, code):
+    begun = []
+
+    def command(trial, runs, more):
+        begun.append(trial)
+        finished(trial, runs, 0.5)
+        (runs / trial.name / "metrics.jsonl").write_text('{"heldout/judge": 0.5}')
+        return [sys.executable, "-c", f"import time; time.sleep(0.2); raise SystemExit({code})"]
+
+    monkeypatch.setattr(Trial, "command", command)
+    monkeypatch.setattr("efficiency.trials._ray", lambda jobs: nullcontext("nowhere"))
+    with pytest.raises(SystemExit if code else KeyError):
+        run_all(tuning("GRPO"), Results(tmp_path / "results.jsonl"), tmp_path, 1, "tuning")
+    assert 1 <= len(begun) <= 2 < len(tuning("GRPO"))
 
 
 def test_committed_results_are_of_declared_trials():
