@@ -7,34 +7,39 @@ TESTED := $(VENV)/.ready-for-tests
 ARGS ?=
 PORT ?= 5000
 
-.PHONY: demo test test-fast chaos style quality ui env seeds docs
+.PHONY: demo test test-fast test-cold test-all chaos style quality ui env seeds docs
 
 demo: $(READY)  ## train the embedded model and show it
 	$(PY) -m b2ray.run --config configs/quickstart.yaml $(ARGS)
 
-test: $(TESTED)  ## all tests
-	$(PY) -m pytest $(ARGS)
+test: $(TESTED)  ## the tests that need no process of their own, in minutes
+	$(PY) -m pytest -n 2 -m "not cold and not nightly" $(ARGS)
 
-test-fast: $(TESTED)  ## the tests that take seconds
-	$(PY) -m pytest -m "not slow" $(ARGS)
+test-fast: $(TESTED)  ## the tests without Ray
+	$(PY) -m pytest -n 2 -m "not ray and not cold and not nightly" $(ARGS)
 
-chaos: $(TESTED)  ## break the fleet in every way, and write the table in docs/reliability.md
-	B2RAY_CHAOS_TABLE=docs/reliability.md $(PY) -m pytest tests/chaos $(ARGS)
+test-cold: $(TESTED)  ## the other tests: kills, jobs, servers, chaos, the browser
+	$(PY) -m pytest -m "cold and not nightly" $(ARGS)
+
+test-all: test test-cold  ## all tests
+
+chaos: $(TESTED)  ## break the fleet in every way, and write the table in docs/evidence/reliability.md
+	B2RAY_CHAOS_TABLE=docs/evidence/reliability.md $(PY) -m pytest tests/chaos $(ARGS)
 
 seeds: $(READY)  ## three seeds of the demo, as the table in docs/tutorials/laptop.md
-	$(PY) benchmarks/demo_seeds.py $(ARGS)
+	$(PY) -m benchmarks.demo_seeds $(ARGS)
 
 docs: $(READY)  ## the site of the documentation, in build/docs
 	$(PY) -m sphinx --builder html --conf-dir docs --fail-on-warning --keep-going --quiet . build/docs $(ARGS)
 	@echo build/docs/index.html
 
 style: $(READY)  ## format
-	$(PY) -m ruff check --fix b2ray cluster tests benchmarks docs
-	$(PY) -m ruff format b2ray cluster tests benchmarks docs
+	$(PY) -m ruff check --fix b2ray cluster tests benchmarks tools docs
+	$(PY) -m ruff format b2ray cluster tests benchmarks tools docs
 
 quality: $(READY)  ## lint, format and types, without changing anything
-	$(PY) -m ruff check b2ray cluster tests benchmarks docs
-	$(PY) -m ruff format --check b2ray cluster tests benchmarks docs
+	$(PY) -m ruff check b2ray cluster tests benchmarks tools docs
+	$(PY) -m ruff format --check b2ray cluster tests benchmarks tools docs
 	$(PY) -m mypy
 
 ui: $(READY)  ## MLflow on the runs of this folder

@@ -1,4 +1,4 @@
-"""The ways a run ends early, and the exit code each one has."""
+"""The errors that end a run early, and the exit codes of the commands."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ EXIT_STOPPED = 75  # sysexits.h EX_TEMPFAIL: try again, the run is resumable
 
 
 class ConfigError(Exception):
-    """The configuration or the cluster cannot do what is asked: one sentence with the remedy."""
+    """The configuration or the cluster is not fit for the task: one sentence with the remedy."""
 
 
 class WorkerError(Exception):
-    """A worker failed in a way that trying again cannot mend. Keeps the first cause as text.
+    """A worker failed in a way that repeating its call cannot mend.
 
-    Plain strings only, so that it crosses process boundaries even where the original exception
+    It holds only strings, so that it can be sent to another process even if the original exception
     cannot be pickled.
+
+    Attributes:
+        role: the kind of worker, or one of them, such as `sampler 0`.
+        where: the machine and the process.
+        doing: what it was doing, such as `loading`.
+        cause: the first cause.
+        details: more about it, such as a trace; may be empty.
     """
 
     def __init__(self, role: str, where: str, doing: str, cause: str, details: str = "") -> None:
@@ -34,8 +41,8 @@ class WorkerError(Exception):
 
 
 class RankLost(Exception):
-    """Another rank of the learner is gone or late: the first cause is with that one."""
+    """Another rank of the learner has ended or is late, and the cause is to be looked for there."""
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop; the last committed stage stands."""
+    """A signal asked the run to stop; it can be resumed from its last committed stage."""

@@ -1,4 +1,4 @@
-"""Importing what is large."""
+"""Faster imports of large libraries."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """For imports of torch, transformers and diffusers: no garbage collection inside, and what is
-    there afterwards is never looked through again.
+def gc_paused() -> Iterator[None]:
+    """Pause the garbage collection while torch, transformers and diffusers are imported.
 
-    Nearly all of the 750,000 objects that they make stay. Looking for garbage among them takes a
-    fifth of an import's processor time (benchmarks/imports.py), and every actor of a run imports.
-    Only while a process starts, before there is anything that may be thrown away.
+    Nearly all of the 750,000 objects that these libraries create stay alive. Searching them for
+    garbage takes a fifth of the processor time of an import (docs/explanation/decided_against.md),
+    and every actor of a run imports them. All objects that exist at the end are exempt from later
+    collections, too. So use this only while a process starts, before it has made garbage.
     """
-    collects = gc.isenabled()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        if collects:
+        if was_enabled:
             gc.enable()

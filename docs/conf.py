@@ -21,7 +21,7 @@ project_copyright = "Apache-2.0"
 root_doc = "README"  # with the contents of docs/_contents.md, which a code host need not show
 include_patterns = [
     "docs/**",
-    *("README.md", "CONTRIBUTING.md"),
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
     *("cluster/README.md", "deploy/README.md", "b2ray/shapes/weights/README.md"),
 ]
 exclude_patterns = ["docs/_*", "build", "runs", "tests", ".*", "**/__pycache__"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +28,13 @@ from transformers import (
 )
 
 from b2ray.config import Config
+from b2ray.config.load import parse
 from b2ray.diffusion import lora_file
 from b2ray.diffusion.noise import INITIAL, PREFIX, Domain, normal
 from b2ray.diffusion.policy import Policy
 from b2ray.diffusion.trajectory import Selected, Trajectory, to_wire
-from b2ray.options import parse
-from b2ray.shapes.build.words import make_tokenizer
 from b2ray.tracking.folder import RunState, open_run
+from tools.shapes.words import make_tokenizer
 
 PROMPTS = [
     "a red circle above a blue square",
@@ -206,7 +207,13 @@ def arguments(models: Path, runs: Path, name: str, **over: object) -> list[str]:
 
 def config(models: Path, **over: object) -> Config:
     """The configuration of such a run; `section__field=value`."""
-    return parse(arguments(models, models / "runs", "test", **over)).config
+    return _parsed(tuple(arguments(models, models / "runs", "test", **over)))
+
+
+@lru_cache(maxsize=1000)
+def _parsed(words: tuple[str, ...]) -> Config:
+    """Parsing takes as long as an update on these models, and a configuration is frozen."""
+    return parse(words).config
 
 
 def rollout(policy: Policy, prompts: list[str], interval: int, stage: int = 0) -> list[Trajectory]:

@@ -1,7 +1,8 @@
-"""Running the command on small models, and processes to be killed."""
+"""Running commands on small models, and processes to be killed."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ import psutil
 from b2ray.diffusion.lora_file import FILE
 from b2ray.run import main
 from tests.models import arguments
+from tests.warm import Pool
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,25 +46,24 @@ class Cluster:
 
 @dataclass
 class Runner:
-    """Runs the command on the small models, here or in a process of its own."""
+    """Runs commands on the small models in this process.
+
+    Attributes:
+        pool: where their actors come from; None starts each in a process of its own.
+    """
 
     models: Path
     runs: Path
-    address: str
+    pool: Pool | None
 
     def here(self, name: str, *more: str, **over: object) -> int:
-        return main([*arguments(self.models, self.runs, name, **over), *more])
+        """`b2ray run` with the settings of `tests.models.arguments`; returns its exit code."""
+        return self.call(main, [*arguments(self.models, self.runs, name, **over), *more])
 
-    def process(self, name: str, *more: str, **over: object) -> subprocess.Popen[str]:
-        command = [*arguments(self.models, self.runs, name, **over), *more]
-        return subprocess.Popen(
-            [sys.executable, "-m", "b2ray.run", *command],
-            cwd=ROOT,
-            env={**os.environ, "RAY_ADDRESS": self.address},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def call(self, command: Callable[[list[str]], int], argv: list[str]) -> int:
+        """A command's main function; returns its exit code."""
+        with self.pool.used() if self.pool else contextlib.nullcontext():
+            return command(argv)
 
     def lora(self, name: str) -> bytes:
         return (self.runs / name / "lora" / FILE).read_bytes()
@@ -75,6 +76,34 @@ class Runner:
     def lines(self, name: str) -> int:
         file = self.runs / name / "metrics.jsonl"
         return file.read_text().count("\n") if file.exists() else 0
+
+
+@dataclass
+class ColdRunner(Runner):
+    """Runs commands whose processes are started for them alone, so that they can be killed."""
+
+    address: str
+
+    def process(self, name: str, *more: str, **over: object) -> subprocess.Popen[str]:
+        """The command in a process of its own, on the same Ray."""
+        command = [*arguments(self.models, self.runs, name, **over), *more]
+        return subprocess.Popen(
+            [sys.executable, "-m", "b2ray.run", *command],
+            cwd=ROOT,
+            env={**os.environ, "RAY_ADDRESS": self.address},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def kill_after(self, lines: int, name: str, **over: object) -> None:
+        """Start a run, and SIGKILL it as soon as it has so many lines of figures."""
+        process = self.process(name, **over)
+        try:
+            when(lambda: self.lines(name) >= lines, within=240)
+        finally:
+            process.kill()
+            process.wait(30)
 
 
 def when(condition: Callable[[], bool], within: float = 120.0) -> None:

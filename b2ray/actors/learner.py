@@ -8,15 +8,16 @@ from typing import Any
 
 import ray
 
-from b2ray.actors.worker import Mark, Receipt, Worker, device, guarded
+from b2ray.actors.messages import Bound, DryRun, LearnerLoaded, Updated
+from b2ray.actors.worker import Worker, device, remote_method
+from b2ray.algorithm.replay import ReplayEntry
 from b2ray.config import Config
 from b2ray.diffusion.lora_file import State, digest
 from b2ray.diffusion.trajectory import Selected, Trajectory
-from b2ray.imports import uncollected
-from b2ray.replay import Kept
+from b2ray.imports import gc_paused
 
 Entry = tuple[str, float, int, Any]  # prompt, advantage, interval, ref of a `Trajectory`
-Result = tuple[Receipt, dict[str, Any] | None, dict[str, Any] | None]
+Arrays = dict[str, Any] | None  # rank 0's; the other ranks' are proven equal by their digests
 
 
 class Learner(Worker):
@@ -28,10 +29,10 @@ class Learner(Worker):
 
     role = "learner"
 
-    @guarded("loading the model")
+    @remote_method("loading the model")
     def load(
         self, config: Config, prompts: Sequence[str], rank: int = 0, address: str = ""
-    ) -> Receipt:
+    ) -> LearnerLoaded:
         """Meet the other ranks, load the model, add a fresh LoRA (version 0), encode the prompts.
 
         Args:
@@ -41,12 +42,12 @@ class Learner(Worker):
             address: "host:port" of rank 0; empty for a single rank.
         """
         # Heavy, and the driver imports this module.
-        with uncollected():
+        with gc_paused():
             from b2ray.diffusion.policy import Policy
             from b2ray.objectives.ranks import Ranks
             from b2ray.objectives.update import Updater
 
-        mark, place = self.mark(), device(config.learner.threads)
+        timer, place = self.timer(), device(config.learner.threads)
         self.observe(config)
         self.ranks = Ranks(
             rank,
@@ -62,30 +63,33 @@ class Learner(Worker):
         self.version = 0
         count = sum(p.numel() for p in self.updater.parameters.values())
         elements = math.prod(self.policy.latent_shape)
-        return self.receipt(mark, parameters=count, elements=elements)
+        return LearnerLoaded(self.receipt(timer), count, elements)
 
-    @guarded("reading its weights")
-    def state(self) -> Result:
-        """A receipt with the digest, the LoRA, and the optimizer's state; both from rank 0 only."""
-        return self._result(self.mark())
+    @remote_method("reading its weights", objects=2)
+    def state(self) -> tuple[Bound, Arrays, Arrays]:
+        """The answer, the LoRA, and the optimizer's state; the arrays come from rank 0 only."""
+        timer = self.timer()
+        weights = self.policy.lora_state()
+        answer = Bound(self.receipt(timer), digest(weights))
+        return answer, *self._arrays(weights)
 
-    @guarded("restoring a committed stage")
-    def restore(self, version: int, weights: State, optimizer: State) -> Receipt:
+    @remote_method("restoring a committed stage")
+    def restore(self, version: int, weights: State, optimizer: State) -> Bound:
         """Become the policy of a committed stage."""
-        mark = self.mark()
+        timer = self.timer()
         bound = self.updater.restore(weights, optimizer)
         self.version = version
-        return self.receipt(mark, digest=bound)
+        return Bound(self.receipt(timer), bound)
 
-    @guarded("updating the policy")
+    @remote_method("updating the policy", objects=2)
     def update(
         self,
         stage: int,
         selected: Sequence[Entry],
         max_lag: int,
-        replayed: Sequence[Kept] = (),
-    ) -> Result:
-        """Train one stage; returns what `state` returns, with the update's figures.
+        replayed: Sequence[ReplayEntry] = (),
+    ) -> tuple[Updated, Arrays, Arrays]:
+        """Train on one stage; returns the answer, the LoRA and the optimizer's state, as `state`.
 
         The figures are those of all ranks; the receipt's UNet evaluations are this rank's.
 
@@ -93,35 +97,33 @@ class Learner(Worker):
             stage: keys the order of the trajectories.
             selected: in the order of the driver's, which fixes the batches.
             max_lag: largest number of versions that a trajectory may be behind.
-            replayed: of earlier stages, trained on beside them; refs of trajectories that may be
-                behind by their age in stages more.
+            replayed: trajectories of earlier stages, which are trained on, too; each may be behind
+                by its age in stages more.
         """
-        mark = self.mark()
+        timer = self.timer()
         lags: list[int] = []
         items = [self._selected(entry, max_lag, lags) for entry in selected]
-        for kept in replayed:
-            entry = kept.prompt, kept.advantage, kept.interval, kept.trajectory
-            items.append(self._selected(entry, max_lag, [], stage - kept.stage))
+        for old in replayed:
+            entry = old.prompt, old.advantage, old.interval, old.trajectory
+            items.append(self._selected(entry, max_lag, [], stage - old.stage))
         figures = self.updater.update(stage, items, fresh=lambda: self.ranks.mean(lags) == 0)
         figures["fleet/lag"] = self.ranks.mean(lags)
         self.version += 1
-        return self._result(mark, figures=figures)
-
-    @guarded("rehearsing an update")
-    def rehearse(self, selected: Sequence[Entry]) -> Receipt:
-        """What an update would see, without one: the receipt has `Updater.rehearse`'s drift."""
-        mark = self.mark()
-        items = [self._selected(entry, 0, []) for entry in selected]
-        drift = self.updater.rehearse(items)
-        return self.receipt(mark, drift=drift)
-
-    def _result(self, mark: Mark, **values: Any) -> Result:
         weights = self.policy.lora_state()
-        receipt = self.receipt(mark, digest=digest(weights), **values)
-        # The digests prove that the other ranks' are equal.
-        if self.ranks.rank:
-            return receipt, None, None
-        return receipt, weights, self.updater.optimizer_state()
+        answer = Updated(self.receipt(timer), digest(weights), figures)
+        return answer, *self._arrays(weights)
+
+    @remote_method("trying an update")
+    def dry_run(self, selected: Sequence[Entry]) -> DryRun:
+        """What an update would see, without changing anything (`Updater.dry_run`)."""
+        timer = self.timer()
+        items = [self._selected(entry, 0, []) for entry in selected]
+        drift = self.updater.dry_run(items)
+        return DryRun(self.receipt(timer), drift)
+
+    def _arrays(self, weights: dict[str, Any]) -> tuple[Arrays, Arrays]:
+        """The LoRA and the optimizer's state, of rank 0."""
+        return (None, None) if self.ranks.rank else (weights, self.updater.optimizer_state())
 
     def _selected(self, entry: Entry, max_lag: int, lags: list[int], age: int = 0) -> Selected:
         """An entry whose trajectory is fetched when needed, its lag noted."""

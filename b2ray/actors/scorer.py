@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from b2ray.actors.worker import Receipt, Worker, device, guarded
+from b2ray.actors.messages import Answer, Scored
+from b2ray.actors.worker import Worker, device, remote_method
 from b2ray.config import Config
 from b2ray.rewards import Panel
 
@@ -16,25 +17,29 @@ class Scorer(Worker):
 
     role = "scorer"
 
-    @guarded("loading the rewards")
-    def load(self, config: Config, names: Sequence[str]) -> Receipt:
+    @remote_method("loading the rewards")
+    def load(self, config: Config, names: Sequence[str]) -> Answer:
         """Load the rewards of these names."""
-        mark = self.mark()
+        timer = self.timer()
         self.observe(config)
         specs = [r for r in config.all_rewards if r.name in names]
         self.panel = Panel(specs, device(config.cpu_threads))
-        return self.receipt(mark)
+        return Answer(self.receipt(timer))
 
-    @guarded("scoring pictures")
+    @remote_method("scoring pictures")
     def score(
         self, images: np.ndarray, prompts: Sequence[str], names: Sequence[str], embed: bool
-    ) -> Receipt:
-        """Scores by reward name, float32 (N,), and embeddings if asked for, in the receipt.
+    ) -> Scored:
+        """Rate pictures with those rewards of `names` that are loaded here.
 
-        Of `names` those that are loaded here are scored.
+        Args:
+            images: uint8, shape (N, height, width, 3).
+            prompts: the prompt of each.
+            names: rewards that are wanted.
+            embed: whether embeddings are wanted, too.
         """
-        mark = self.mark()
-        mine = [n for n in names if n in self.panel.rewards]
-        scores = self.panel.score(images, prompts, mine)
+        timer = self.timer()
+        loaded = [n for n in names if n in self.panel.rewards]
+        scores = self.panel.score(images, prompts, loaded)
         embeddings = self.panel.embed(images) if embed else None
-        return self.receipt(mark, scores=scores, embeddings=embeddings)
+        return Scored(self.receipt(timer), scores, embeddings)

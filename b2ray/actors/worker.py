@@ -1,4 +1,4 @@
-"""What every actor shares: its device, its threads, its receipts, and errors that say where."""
+"""The base of all actors: device, threads, receipts, and errors that say where they happened."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import psutil
 import ray
 from ray.exceptions import ObjectLostError
 
+from b2ray.actors.messages import CallTimed, Memory, Place, Placed, Receipt
+from b2ray.actors.system_metrics import Usage
 from b2ray.config import Config
 from b2ray.errors import ConfigError, RankLost, WorkerError
-from b2ray.imports import uncollected
-from b2ray.usage import Reading, Usage
+from b2ray.imports import gc_paused
 
 if TYPE_CHECKING:
     import torch
 
     from b2ray.diffusion.policy import Policy
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 UNBOUND = -1  # the policy version of an actor to which no weights were given yet
 
@@ -36,59 +40,12 @@ UNCHANGED = (WorkerError, ConfigError, RankLost, ObjectLostError)
 
 
 @dataclass(frozen=True)
-class Receipt:
-    """The small first result of every call; large results travel beside it, as refs.
+class Timer:
+    """What a process had spent when a call began: for the call's receipt."""
 
-    Attributes:
-        seconds: that the call took.
-        unet_evals: guided evaluations of one latent.
-        unet_seconds: of `seconds` those in which the device was at work on the UNet.
-        peak: bytes of memory that the process has had at most, as `Memory` has it.
-        readings: how busy the worker's machine was since the receipt before.
-    """
-
-    role: str
-    where: str
-    version: int
     seconds: float
     unet_evals: int = 0
-    values: dict[str, Any] = field(default_factory=dict)
     unet_seconds: float = 0.0
-    peak: int = 0
-    readings: tuple[Reading, ...] = ()
-
-
-@dataclass(frozen=True)
-class Mark:
-    """Where a process stood when a call began."""
-
-    began: float
-    unet_evals: int = 0
-    unet_seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an actor runs.
-
-    Attributes:
-        node: Ray's id of the node.
-        address: of the node, for other nodes.
-        port: that was free a moment ago.
-        gpus: that Ray reserved.
-        log: file that the process's words go to; empty if unknown.
-    """
-
-    node: str
-    host: str
-    pid: int
-    address: str
-    port: int
-    gpus: tuple[str, ...]
-    log: str
-
-    def __str__(self) -> str:
-        return f"{self.host} (pid {self.pid}, node {self.node[:6]})"
 
 
 def place() -> Place:
@@ -127,7 +84,7 @@ def device(threads: int) -> torch.device:
     An actor without a reserved GPU still sees every GPU of its machine, hence not
     `torch.cuda.is_available()`.
     """
-    with uncollected():
+    with gc_paused():
         import torch
 
     if ray.is_initialized() and ray.get_gpu_ids() and torch.cuda.is_available():
@@ -154,38 +111,34 @@ def _gpu_id() -> str:
     return str(next(iter(ray.get_gpu_ids()), ""))
 
 
-def guarded(doing: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Turn an exception of an actor's method into a `WorkerError` that crosses processes.
+def remote_method(doing: str, objects: int = 0) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Mark a method that the driver calls, and turn its exceptions into a `WorkerError`.
 
-    Those in `UNCHANGED` cross as they are: lost objects are made again, lost ranks replaced.
+    A `WorkerError` crosses processes whatever the exception was. Those in `UNCHANGED` cross as they
+    are: lost objects are made again, lost ranks replaced.
+
+    Args:
+        doing: what the method does, for messages.
+        objects: how many results it has beside its answer; a call whose number depends on its
+            arguments says so itself (`messages.Request.objects`).
     """
 
-    def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(method: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(method)
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
-                return method(self, *args, **kwargs)
+                return method(*args, **kwargs)
             except UNCHANGED:
                 raise
             except Exception as error:
                 cause = f"{type(error).__name__}: {error}"
-                raise WorkerError(
-                    self.role, where(), doing, cause, traceback.format_exc()
-                ) from None
+                role = getattr(args[0], "role", "worker")
+                raise WorkerError(role, where(), doing, cause, traceback.format_exc()) from None
 
+        call.objects = objects  # type: ignore[attr-defined]
         return call
 
     return wrap
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What a process has used at most of the device it runs on, and what that has, in bytes."""
-
-    where: str
-    device: str
-    peak: int
-    total: int
 
 
 class Worker:
@@ -203,10 +156,10 @@ class Worker:
         if self.usage is None and config.tracking.system:
             self.usage = Usage(config.tracking.system)
 
-    @guarded("starting")
-    def hello(self) -> Receipt:
+    @remote_method("starting")
+    def hello(self) -> Placed:
         """Where this actor is, before anything heavy is loaded."""
-        return self.receipt(self.mark(), place=place())
+        return Placed(self.receipt(self.timer()), place())
 
     def memory(self) -> Memory:
         """The largest use of memory so far: the GPU's if this process has one, else its own."""
@@ -219,31 +172,34 @@ class Worker:
         name = f"{socket.gethostname()}: main memory"
         return Memory(where(), name, _peak(), psutil.virtual_memory().total)
 
-    @guarded("timing a call of the UNet")
-    def time_call(self, rows: int, backward: bool) -> Receipt:
-        """Of an actor that has a policy: the receipt has `seconds` of `diffusion.timing`."""
+    @remote_method("timing a call of the UNet")
+    def time_call(self, rows: int, backward: bool) -> CallTimed:
+        """Seconds of one UNet call of so many latents (`diffusion.timing`).
+
+        Only for actors that have a policy.
+        """
         from b2ray.diffusion.timing import time_call
 
-        mark = self.mark()
-        return self.receipt(mark, seconds=time_call(self.policy, rows, backward))
+        timer = self.timer()
+        seconds = time_call(self.policy, rows, backward)
+        return CallTimed(self.receipt(timer), seconds)
 
-    def mark(self) -> Mark:
-        """Where this process stands now; for `receipt`."""
+    def timer(self) -> Timer:
+        """What this process has spent so far; for `receipt`."""
         policy = getattr(self, "policy", None)
         now = time.perf_counter()
-        return Mark(now) if policy is None else Mark(now, policy.unet_evals, policy.clock.seconds)
+        return Timer(now) if policy is None else Timer(now, policy.unet_evals, policy.clock.seconds)
 
-    def receipt(self, then: Mark, **values: Any) -> Receipt:
-        """The receipt of a call that began at a mark."""
-        now = self.mark()
+    def receipt(self, began: Timer) -> Receipt:
+        """The receipt of a call that began at `began`."""
+        now = self.timer()
         return Receipt(
             self.role,
             where(),
             self.version,
-            now.began - then.began,
-            now.unet_evals - then.unet_evals,
-            values,
-            now.unet_seconds - then.unet_seconds,
+            now.seconds - began.seconds,
+            now.unet_evals - began.unet_evals,
+            now.unet_seconds - began.unet_seconds,
             _peak(),
             self.usage.taken() if self.usage else (),
         )

@@ -1,1 +1,1 @@
-"""The commands beside `run`: a file each, with `main(argv)` that returns an exit code."""
+"""The commands except `run`: one file each, with a `main(argv)` that returns an exit code."""

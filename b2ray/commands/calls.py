@@ -1,8 +1,8 @@
-"""`b2ray check --calls`: how large the UNet's calls should be on this hardware.
+"""`b2ray check --calls`: measures how large the UNet's batches should be on this hardware.
 
-Sizes of calls are part of a configuration and not chosen anew by each run, because another size may
-round differently: a run would not end with the same bytes on another machine. So they are measured
-once, by the run's own actors, and written down.
+The batch sizes are part of the configuration, and a run does not choose them itself: another size
+may round differently, and the run would end with other weights on another machine. So this command
+measures them once, with the run's own actors, and the user writes them into the configuration.
 """
 
 from __future__ import annotations
@@ -11,29 +11,41 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from b2ray.config import Config
-from b2ray.crew import Crew
+from b2ray.rollout.workers import Workers
 from b2ray.tracking.show import Progress
 
-NEAR = 1.03  # of the least time a latent: not worth a larger call, which takes more memory
-PATIENCE = 30.0  # seconds of a call after which no larger one is tried
+# A batch with at most this multiple of the least time per latent is as good as the fastest one.
+NEAR = 1.03
+PATIENCE = 30.0  # seconds of a call beyond which no larger batch is tried
 
 
 @dataclass(frozen=True)
 class Size:
-    """Calls of one size: seconds of one; None if there is no memory for it."""
+    """The measurement of one batch size.
+
+    Attributes:
+        rows: the number of latents in a call.
+        seconds: how long a call took; None if there is not enough memory for it.
+    """
 
     rows: int
     seconds: float | None
 
     @property
     def each(self) -> float:
-        """Milliseconds a latent."""
+        """The milliseconds per latent; infinite if there is not enough memory."""
         return float("inf") if self.seconds is None else 1000 * self.seconds / self.rows
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What was measured for a field of the configuration."""
+    """The measurements for one field of the configuration.
+
+    Attributes:
+        field: the dotted name of the field.
+        given: the value that the configuration has.
+        tried: the measurements, beginning with the smallest batch.
+    """
 
     field: str
     given: int
@@ -41,18 +53,25 @@ class Sizes:
 
     @property
     def fit(self) -> int | None:
-        """The smallest size that is about as fast as any; None if none has room."""
+        """The smallest batch that is about as fast per latent as any; None if none fits."""
         least = min(size.each for size in self.tried)
         near = (s.rows for s in self.tried if s.seconds and s.each <= NEAR * least)
         return next(near, None)
 
     def __str__(self) -> str:
-        each = ((s.rows, f"{s.each:.3g}" if s.seconds else "no room") for s in self.tried)
-        return ", ".join(f"{rows}: {told}" for rows, told in each)
+        times = ((s.rows, f"{s.each:.3g}" if s.seconds else "no room") for s in self.tried)
+        return ", ".join(f"{rows}: {time}" for rows, time in times)
 
 
-def measure(config: Config, crew: Crew) -> Iterator[Sizes]:
-    """Double the size of a sampler's and the learner's calls as far as a stage has rows for it."""
+def measure(config: Config, workers: Workers) -> Iterator[Sizes]:
+    """Time a sampler's and the learner's calls in batches of 1, 2, 4, … latents.
+
+    The largest batch is the largest power of two that a stage can fill.
+
+    Args:
+        config: the run's configuration.
+        workers: the run's workers, whose models are loaded.
+    """
     learner, leaves = config.learner, config.groups * config.branching.branches
     batch = leaves if learner.batch == "all" else min(learner.batch, leaves)
     share = -(-batch // learner.ranks) * learner.drawn_steps(config.interval_bounds[1])
@@ -60,22 +79,23 @@ def measure(config: Config, crew: Crew) -> Iterator[Sizes]:
         ("branching.branch_batch", config.branching.branch_batch, "sampler", leaves),
         ("learner.microbatch", learner.microbatch, "learner", share),
     )
-    for field, given, role, most in fields:
-        yield Sizes(field, given, _tried(crew, role, most))
+    for field, value, role, most in fields:
+        yield Sizes(field, value, _timed(workers, role, most))
 
 
-def _tried(crew: Crew, role: str, most: int) -> list[Size]:
-    found: list[Size] = []
+def _timed(workers: Workers, role: str, most: int) -> list[Size]:
+    """Time larger and larger batches, until one takes too long or does not fit."""
+    measured: list[Size] = []
     sizes = [2**j for j in range(most.bit_length())]
     progress = Progress(0, 0)
     try:
         with progress.bar(f"timing calls of the {role}", len(sizes), "size") as move:
             for rows in sizes:
-                found.append(Size(rows, crew.time_call(role, rows)))
+                seconds = workers.time_call(role, rows)
+                measured.append(Size(rows, seconds))
                 move(1)
-                seconds = found[-1].seconds
                 if seconds is None or seconds > PATIENCE:
                     break
     finally:
         progress.close()
-    return found
+    return measured

@@ -1,15 +1,15 @@
-"""`b2ray check`: what can go wrong in hours, tried in minutes.
+"""`b2ray check`: finds within minutes what would otherwise go wrong after hours.
 
-The run's own actors load its models and take one work unit through: prefixes, branches, every
-reward, densities in the learner, and a gradient. Nothing is written, but with --variance a picture
-that shows where to start the interval.
+The run's own actors load the models and process one work unit: prefixes, branches, every reward,
+log-densities in the learner, and a gradient. Nothing is written, except the plot of --variance,
+which shows where to start the interval.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,30 +19,38 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from b2ray.actors.worker import Memory
-from b2ray.branching import work_units
-from b2ray.checks import check_files
+from b2ray.actors.messages import Memory
+from b2ray.algorithm.branching import stage_groups, work_units
+from b2ray.algorithm.cost import Cost, plan_cost
+from b2ray.algorithm.demonstrations import demonstration_units
 from b2ray.commands import calls
-from b2ray.commands.common import Parser, add_json, configuration, execute
+from b2ray.commands.common import CommandParser, add_json, configuration, execute
 from b2ray.commands.variance import advice, measure, picture, weights
 from b2ray.config import Config
-from b2ray.cost import Cost, plan_cost
-from b2ray.crew import Crew
-from b2ray.demonstrations import demonstration_units, too_small
+from b2ray.config.paths import QUICKSTART
 from b2ray.errors import EXIT_CONFIG, EXIT_DONE, ConfigError, WorkerError
-from b2ray.fleet.capacity import preflight
-from b2ray.fleet.session import session
-from b2ray.options import QUICKSTART
+from b2ray.preflight import check_files
 from b2ray.prompts import PromptSets
+from b2ray.prompts.demonstrations import too_small
+from b2ray.rollout.roles import refuse_small_cluster, run_session
+from b2ray.rollout.stage import StageRunner
+from b2ray.rollout.versions import PolicyVersions
+from b2ray.rollout.workers import Workers
 from b2ray.tracking.show import Progress
 
-FULL = 0.95  # of a device's memory: beyond it the next larger picture or prompt may not fit
+FULL = 0.95  # share of a device's memory beyond which a larger picture or prompt may not fit
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A line of the table; `sound` is None for what only informs."""
+    """A line of the table.
+
+    Attributes:
+        what: what was tried.
+        found: the result.
+        sound: whether the result is good; None if the line is only for information.
+    """
 
     what: str
     found: str
@@ -50,17 +58,17 @@ class Finding:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command: 0 if the configuration can be run, 2 if not."""
+    """Run the command; return 0 if the configuration can be run, 2 if not."""
     return execute(
-        make_parser(), check, argv, lambda found: EXIT_DONE if found["sound"] else EXIT_CONFIG
+        make_parser(), check, argv, lambda result: EXIT_DONE if result["sound"] else EXIT_CONFIG
     )
 
 
 def check(args: argparse.Namespace) -> dict[str, Any]:
-    """Try the configuration, and say what was found.
+    """Try the configuration, print the table, and return what --json prints.
 
     Raises:
-        Stopped: a signal asked for it.
+        Stopped: a signal has come.
     """
     findings: list[Finding] = []
     try:
@@ -73,7 +81,13 @@ def check(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def look(args: argparse.Namespace) -> Iterator[Finding]:
-    """What is found, in the order in which it is tried."""
+    """Try the configuration, and yield each line of the table when it is known.
+
+    Raises:
+        ConfigError: the configuration or an option is wrong.
+        WorkerError: an actor has failed.
+        Stopped: a signal has come.
+    """
     variance = args.variance
     config = configuration(args)
     if variance and not Path(variance).absolute().parent.is_dir():
@@ -84,67 +98,90 @@ def look(args: argparse.Namespace) -> Iterator[Finding]:
             "leave it out"
         )
     prompts = check_files(config)
-    yield from _costs(plan_cost(config, prompts=prompts.train))
-    with session(config) as stop:
-        preflight(config)
-        crew = Crew(config, prompts, stop)
+    yield from _costs(plan_cost(config))
+    with run_session(config) as stop:
+        refuse_small_cluster(config)
+        workers = Workers(config, prompts, stop)
+        versions = PolicyVersions(workers, config.learner.max_lag)
+        runner = StageRunner(config, workers, versions)
         try:
-            yield from rehearsal(config, prompts, crew)
+            yield from dry_run(config, prompts, runner)
             if args.calls:
-                yield from _calls(config, crew)
+                yield from _calls(config, workers)
             if variance:
-                yield from _variance(config, prompts, crew, Path(variance))
+                yield from _variance(config, prompts, runner, Path(variance))
         finally:
-            crew.close()
+            workers.close()
 
 
-def _calls(config: Config, crew: Crew) -> Iterator[Finding]:
-    for sizes in calls.measure(config, crew):
+def _calls(config: Config, workers: Workers) -> Iterator[Finding]:
+    for sizes in calls.measure(config, workers):
         fit = sizes.fit
-        told = f"{fit} fits this hardware" if fit else "there is no room for a call of one latent"
-        text = f"{told}, it is {sizes.given}; milliseconds a latent by the size of a call: {sizes}"
+        advised = (
+            f"{fit} fits this hardware" if fit else "there is no room for a call of one latent"
+        )
+        text = (
+            f"{advised}, it is {sizes.given}; milliseconds a latent by the size of a call: {sizes}"
+        )
         yield Finding(sizes.field, text, None if fit else False)
 
 
-def _variance(config: Config, prompts: PromptSets, crew: Crew, file: Path) -> Iterator[Finding]:
-    found = list(measure(config, prompts.train.texts, crew))
-    for s in found:
+def _variance(
+    config: Config, prompts: PromptSets, runner: StageRunner, file: Path
+) -> Iterator[Finding]:
+    spreads = list(measure(config, prompts.train.texts, runner))
+    for s in spreads:
         text = f"std {s.within**0.5:.3g} within a prefix, {s.prefix**0.5:.3g} between a prompt's"
         text += f" prefixes: the branches have {s.share:.0%} ({s.low:.0%} … {s.high:.0%})"
         yield Finding(f"interval {s.interval}", text)
-    picture(found, file)
+    picture(spreads, file)
     steps = config.sampling.steps
-    yield Finding("variance", f"{advice(found, steps)}; picture: {file}")
-    numbers = ", ".join(f"{w:g}" for w in weights(found, steps))
-    fit = f"by share of the variance, objective: {{step_weights: [{numbers}]}}"
-    yield Finding("step weights", fit)
+    yield Finding("variance", f"{advice(spreads, steps)}; picture: {file}")
+    numbers = ", ".join(f"{w:g}" for w in weights(spreads, steps))
+    text = f"by share of the variance, objective: {{step_weights: [{numbers}]}}"
+    yield Finding("step weights", text)
 
 
-def rehearsal(config: Config, prompts: PromptSets, crew: Crew) -> Iterator[Finding]:
-    """Load everything and take the first work unit of a stage through every actor."""
-    progress = Progress(0, 0)
+def dry_run(config: Config, prompts: PromptSets, runner: StageRunner) -> Iterator[Finding]:
+    """Load all models, and process the first work unit of a stage with every actor.
+
+    Args:
+        config: the run's configuration.
+        prompts: the run's prompt sets.
+        runner: carries the work unit out.
+
+    Yields:
+        The lines about the weights, prompts, rewards, ratios and memory.
+    """
+    progress, workers, versions = Progress(0, 0), runner.workers, runner.versions
     try:
+        # Load the models, and prove by digest that all actors have the same weights.
         with progress.bar("loading models", 0, ""):
-            crew.fresh()
-            crew.complete()
-        count = sum(len(crew.roster.ready(role)) for role in ("learner", "sampler"))
-        yield Finding("weights", f"digest {crew.weights.digest[:8]} on all {count} policies", True)
-        cut = set(crew.too_long())
-        if cut:
-            first = f"; the first: {min(cut)!r}"
-            yield Finding("prompts", f"{len(cut)} are cut off by the tokenizer{first}", None)
+            versions.start()
+            workers.wait_for_all()
+        count = sum(len(workers.roster.ready(role)) for role in ("learner", "sampler"))
+        weights = f"digest {versions.newest.digest[:8]} on all {count} policies"
+        yield Finding("weights", weights, True)
+
+        # Look at the prompts and the demonstrations.
+        too_long = set(workers.sampler.too_long)
+        if too_long:
+            first = f"; the first: {min(too_long)!r}"
+            yield Finding("prompts", f"{len(too_long)} are cut off by the tokenizer{first}", None)
         n = config.interval_bounds[1]
-        units = work_units(config, crew.prefixes.pool.groups(0), 0, 0, n)[:1]
+        units = work_units(config, stage_groups(config, prompts.train, 0), 0, 0, n)[:1]
         if prompts.demonstrations:
             units += demonstration_units(config, prompts.demonstrations, 0, 0, n, first=1)[:1]
-            small = too_small(prompts.demonstrations, crew.picture_size())
-            found = f"{len(prompts.demonstrations)} pictures with captions"
-            yield Finding("demonstrations", small or found, None if small else True)
-        with progress.bar("rehearsing a work unit", 0, ""):
-            scores, drift = crew.rehearse(units, n)
+            small = too_small(prompts.demonstrations, workers.sampler.picture_size)
+            pictures = f"{len(prompts.demonstrations)} pictures with captions"
+            yield Finding("demonstrations", small or pictures, None if small else True)
+
+        # Sample, score and learn.
+        with progress.bar("taking a work unit through all actors", 0, ""):
+            scores, drift = runner.dry_run(units, n)
         yield from _rewards(config, scores)
-        yield _drift(config, drift, crew.elements())
-        yield from _memory(crew.roster.memory())
+        yield _drift(config, drift, workers.learner.elements)
+        yield from _memory(workers.memory())
     finally:
         progress.close()
 
@@ -161,7 +198,7 @@ def _costs(cost: Cost) -> Iterator[Finding]:
 
 
 def _rewards(config: Config, scores: dict[str, np.ndarray]) -> Iterator[Finding]:
-    """Finite they are, or the panel had refused them."""
+    """Yield the range of every reward; scores that are not finite have raised an error before."""
     for reward in config.all_rewards:
         table = scores[reward.name]
         trained = reward in config.rewards
@@ -175,8 +212,14 @@ def _rewards(config: Config, scores: dict[str, np.ndarray]) -> Iterator[Finding]
         yield Finding(f"{kind} {reward.name}", text, not (constant and trained))
 
 
-def _drift(config: Config, drift: dict[int, float], elements: int) -> Finding:
-    """Before any update every ratio is 1, up to what rounding and batch shapes do."""
+def _drift(config: Config, drift: Mapping[int, float], elements: int) -> Finding:
+    """Compare the ratios before any update with 1, from which only rounding lets them differ.
+
+    Args:
+        config: the run's configuration.
+        drift: the mean |ratio - 1| by denoising step.
+        elements: the number of elements of a latent, by which the objective divides.
+    """
     if not drift:
         return Finding("ratio", "no step of the interval is wide enough to train", False)
     clip = config.objective.clip_nats / elements
@@ -194,12 +237,12 @@ def _drift(config: Config, drift: dict[int, float], elements: int) -> Finding:
     return Finding("ratio", text, mean <= allowed)
 
 
-def _memory(found: dict[str, Memory]) -> Iterator[Finding]:
-    for slot, memory in found.items():
+def _memory(memories: Mapping[str, Memory]) -> Iterator[Finding]:
+    for slot, memory in memories.items():
         yield Finding(f"memory, {slot}", f"{memory.peak / GIB:.2f} GiB at most, {memory.device}")
-    for device in dict.fromkeys(m.device for m in found.values()):
-        there = [m for m in found.values() if m.device == device]
-        peak, total = sum(m.peak for m in there), there[0].total
+    for device in dict.fromkeys(m.device for m in memories.values()):
+        users = [m for m in memories.values() if m.device == device]
+        peak, total = sum(m.peak for m in users), users[0].total
         fits = peak <= FULL * total
         text = f"{peak / GIB:.1f} of {total / GIB:.1f} GiB for all actors together"
         if not fits:
@@ -215,7 +258,7 @@ def _are_sound(findings: Sequence[Finding]) -> bool:
 
 
 def _show(findings: Sequence[Finding]) -> None:
-    # Nothing is cut off: what is found may be there to be copied.
+    # The last column is folded and not cut off, because users copy values from it.
     last = Column(overflow="fold")
     table = Table("", "", last, show_header=False, box=None, padding=(0, 2, 0, 0))
     signs = {True: "[green]✓[/]", False: "[red]✗[/]", None: " "}
@@ -228,7 +271,8 @@ def _show(findings: Sequence[Finding]) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    """Return the parser of the command."""
+    parser = CommandParser(
         prog="b2ray check",
         description="Try a configuration before hours are spent on it: the run's own actors load "
         "its models and take one work unit through prefixes, branches, every reward and the "

@@ -1,4 +1,4 @@
-"""What the commands share: errors in one sentence, and output that is whole or not there."""
+"""What the commands share: parsing arguments, reporting errors, writing output atomically."""
 
 from __future__ import annotations
 
@@ -10,26 +10,21 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
+from b2ray.cli import guarded
 from b2ray.config import Config, Sampling
-from b2ray.errors import (
-    EXIT_CONFIG,
-    EXIT_DONE,
-    EXIT_STOPPED,
-    EXIT_WORKER,
-    ConfigError,
-    Stopped,
-    WorkerError,
-)
-from b2ray.options import parse, runs_folder, sentence
+from b2ray.config.arguments import SentenceParser
+from b2ray.config.load import parse, sentence
+from b2ray.config.paths import runs_folder
+from b2ray.errors import EXIT_DONE, ConfigError
 
 
 class Lines(argparse.HelpFormatter):
-    """Descriptions and examples keep their lines; what is too long is wrapped."""
+    """Keeps the line breaks of descriptions and examples, and wraps lines that are too long."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(
@@ -38,16 +33,17 @@ class Lines(argparse.HelpFormatter):
         )
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser that complains in one sentence instead of a page of usage.
+class CommandParser(SentenceParser):
+    """The argument parser of a command, whose errors are single sentences.
 
     Args:
-        fields: whether what it does not know are fields of a configuration, for `b2ray.options`;
-            they are put into `fields`.
+        fields: whether arguments that it does not know are fields of a configuration. They are
+            returned as `fields` of the namespace, for `b2ray.config.load` to read.
+        **more: arguments of `argparse.ArgumentParser`.
     """
 
     def __init__(self, *, fields: bool = False, **more: Any) -> None:
-        super().__init__(**more, allow_abbrev=False, formatter_class=Lines)
+        super().__init__(f"{more['prog']} --help lists all options", formatter_class=Lines, **more)
         self._takes_fields = fields
         if fields:
             self.add_argument_group(
@@ -57,26 +53,25 @@ class Parser(argparse.ArgumentParser):
             )
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the arguments, and put the fields of a configuration into `namespace.fields`."""
         words = list(sys.argv[1:] if args is None else args)
-        # By hand: argparse takes --field=value for a positional if there is a space in the value.
+        # Fields are taken out first, because argparse takes --field=value for a positional argument
+        # if the value has a space.
         fields = [w for w in words if self._is_field(w)]
-        found, rest = self.parse_known_args([w for w in words if w not in fields], namespace)
+        namespace, rest = self.parse_known_args([w for w in words if w not in fields], namespace)
         if rest and not self._takes_fields:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
-        found.fields = [*fields, *rest]
-        return found
+        namespace.fields = [*fields, *rest]
+        return namespace
 
     def _is_field(self, word: str) -> bool:
         name, equals, _ = word.partition("=")
         known = name in self._option_string_actions
         return self._takes_fields and word.startswith("--") and bool(equals) and not known
 
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} ({self.prog} --help lists all options)")
-
 
 def add_run(parser: argparse.ArgumentParser, stages: bool = True) -> None:
-    """The arguments that say which run, and which of its stages."""
+    """Add the arguments that say which run, and with `stages` also which of its stages."""
     parser.add_argument("run", metavar="RUN", help="a run's name, or its folder")
     add_runs(parser)
     if not stages:
@@ -90,7 +85,7 @@ def add_run(parser: argparse.ArgumentParser, stages: bool = True) -> None:
 
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
-    """The argument that says where runs are."""
+    """Add the argument that says where runs are."""
     parser.add_argument(
         "--runs",
         default="runs",
@@ -101,7 +96,10 @@ def add_runs(parser: argparse.ArgumentParser) -> None:
 
 
 def configuration(args: argparse.Namespace) -> Config:
-    """The configuration in --config, or the quickstart's, with the fields that are given over it.
+    """Read the configuration of --config, or else the quickstart's, and override its fields.
+
+    Args:
+        args: the parsed command line, with `config` and `fields`.
 
     Raises:
         ConfigError: the file or a field is wrong.
@@ -111,7 +109,7 @@ def configuration(args: argparse.Namespace) -> Config:
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """The option for programs that read the output."""
+    """Add the option for programs that read the output."""
     parser.add_argument(
         "--json",
         action="store_true",
@@ -126,46 +124,43 @@ def execute(
     argv: Sequence[str],
     verdict: Callable[[Mapping[str, Any]], int] = lambda _: EXIT_DONE,
 ) -> int:
-    """Parse and act; errors become a sentence and an exit code of `b2ray.errors`.
+    """Parse the command line and run a command; errors become a sentence and an exit code.
 
     Args:
-        action: does it, and says so in words; returns what --json prints instead of them.
-        verdict: the exit code for what it returned.
+        parser: the command's parser.
+        action: runs the command and prints its results; returns what --json prints instead.
+        argv: the command line.
+        verdict: returns the exit code for what the action has returned.
+
+    Returns:
+        The exit code, one of `b2ray.errors`.
     """
     as_json = "--json" in argv
-    try:
-        with apart(as_json):
+    document: Mapping[str, Any] = {}
+
+    def act() -> int:
+        nonlocal document
+        with stdout_to_stderr() if as_json else contextlib.nullcontext():
             document = action(parser.parse_args(argv))
-        code = verdict(document)
-    except (ConfigError, WorkerError, Stopped, OSError, KeyboardInterrupt) as error:
-        said, code = _sentence(error), _code(error)
-        print(f"b2ray: {said}", file=sys.stderr)
-        document = {"error": said}
+        return verdict(document)
+
+    def note(sentence: str) -> None:
+        nonlocal document
+        document = {"error": sentence}
+
+    code = guarded(act, note)
     if as_json:
         print(json.dumps(document, indent=2, ensure_ascii=False))
     return code
 
 
-def apart(as_json: bool) -> contextlib.AbstractContextManager[object]:
-    """With --json what is printed inside goes to standard error, whoever prints it."""
-    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-
-
-def _code(error: BaseException) -> int:
-    codes = {WorkerError: EXIT_WORKER, Stopped: EXIT_STOPPED, KeyboardInterrupt: EXIT_STOPPED}
-    return next((code for kind, code in codes.items() if isinstance(error, kind)), EXIT_CONFIG)
-
-
-def _sentence(error: BaseException) -> str:
-    if isinstance(error, OSError):  # a disk that is full, a folder that is read-only
-        return f"a file cannot be used: {error}"
-    if isinstance(error, Stopped | KeyboardInterrupt):
-        return "stopped"
-    return str(error)
+def stdout_to_stderr() -> contextlib.AbstractContextManager[object]:
+    """Return a context in which everything that is printed goes to standard error."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 def whole(least: int) -> Callable[[str], int]:
-    """The type of an argument that is a whole number of at least `least`."""
+    """Return an argparse type for integers of at least `least`."""
 
     def number(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
@@ -176,7 +171,12 @@ def whole(least: int) -> Callable[[str], int]:
 
 
 def add_prompts(parser: argparse.ArgumentParser, **more: Any) -> None:
-    """The argument that names a set of prompts."""
+    """Add the argument that names a prompt set.
+
+    Args:
+        parser: the command's parser.
+        **more: further arguments of `add_argument`.
+    """
     parser.add_argument(
         "--prompts",
         metavar="FILE",
@@ -187,7 +187,7 @@ def add_prompts(parser: argparse.ArgumentParser, **more: Any) -> None:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say how pictures are denoised."""
+    """Add the arguments that say how pictures are sampled."""
     parser.add_argument("--steps", type=int, metavar="T", help="denoising steps")
     parser.add_argument(
         "--guidance", type=float, metavar="W", help="classifier-free guidance scale"
@@ -198,30 +198,35 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def with_sampling(config: Config, args: argparse.Namespace) -> Config:
-    """The configuration with what the command line says of sampling.
+    """Return the configuration with the options of `add_sampling` applied.
 
-    It is not validated as a whole: without noise (eta 0) nothing can be trained, but drawn.
+    It is not validated as a whole, because pictures can be sampled without noise (eta 0), although
+    nothing can be trained like that.
+
+    Args:
+        config: the configuration.
+        args: the parsed command line.
 
     Raises:
         ConfigError: a value is out of its range.
     """
-    given = {f: getattr(args, f) for f in ("steps", "guidance", "eta")}
-    given = {field: value for field, value in given.items() if value is not None}
+    options = {f: getattr(args, f) for f in ("steps", "guidance", "eta")}
+    options = {field: value for field, value in options.items() if value is not None}
     try:
-        sampling = Sampling(**{**config.sampling.model_dump(), **given})
+        sampling = Sampling(**{**config.sampling.model_dump(), **options})
     except ValidationError as error:
         raise ConfigError(f"--{sentence(error)}") from error
     return config.model_copy(update={"sampling": sampling})
 
 
 def numbered(folder: Path) -> Path:
-    """A numbered folder in this one that is not there yet."""
-    taken = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
-    return folder / f"{max(taken, default=0) + 1:03d}"
+    """Return the next numbered subfolder, which does not exist yet, such as 003 after 002."""
+    numbers = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
+    return folder / f"{max(numbers, default=0) + 1:03d}"
 
 
 def quiet() -> None:
-    """Let the model libraries speak of errors only: their warnings are for programmers."""
+    """Let diffusers and transformers log errors only; their warnings are for programmers."""
     import diffusers
     import transformers
 
@@ -230,7 +235,11 @@ def quiet() -> None:
 
 
 def refuse_existing(output: Path, force: bool) -> None:
-    """Refuse to replace what is there, and at any rate a folder that is no pipeline.
+    """Refuse to replace an existing output.
+
+    Args:
+        output: a file or a folder.
+        force: allows to replace a file, or a folder that has a pipeline in it.
 
     Raises:
         ConfigError: `output` exists and may not be replaced.
@@ -244,10 +253,14 @@ def refuse_existing(output: Path, force: bool) -> None:
 
 
 def place(output: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file or folder beside `output`, then move it there.
+    """Write a file or folder under another name, then rename it.
+
+    Args:
+        output: the file or folder, which is replaced if it exists.
+        write: writes to the path that it is called with.
 
     Raises:
-        ConfigError: the disk refuses; what was at `output` stands.
+        ConfigError: the disk refuses; what was at `output` is unchanged.
     """
     part = output.with_name(output.name + ".part")
     try:

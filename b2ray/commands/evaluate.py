@@ -1,7 +1,7 @@
-"""`b2ray evaluate`: a policy beside its base model or another one, on the same seeds.
+"""`b2ray evaluate`: compares a policy with its base model or another policy on the same seeds.
 
-What draws and scores are the actors of a run without its learner, with the noise of a run's own
-evaluations: a finished run is given the figures of its summary again.
+The samplers and scorers are those of a run, which has no learner here, and use the same noise as
+the evaluations of a run. So a finished run gets the same scores as in its summary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.table import Table
 
 from b2ray.commands.candidates import Candidate, Setting, candidates
 from b2ray.commands.common import (
-    Parser,
+    CommandParser,
     add_json,
     add_prompts,
     add_runs,
@@ -32,48 +32,50 @@ from b2ray.commands.common import (
     numbered,
     whole,
 )
-from b2ray.comparison import Difference, differences, figures
-from b2ray.confidence import LEVEL, Estimate
-from b2ray.crew import Crew
 from b2ray.diffusion.lora_file import digest
 from b2ray.errors import ConfigError
-from b2ray.evaluation import Evaluated, overtaken
-from b2ray.fleet.capacity import preflight
-from b2ray.fleet.session import StopFlag, session
+from b2ray.evaluation.compare import Difference, differences, figures
+from b2ray.evaluation.evaluate import Evaluation, overtaken
+from b2ray.evaluation.evaluate import evaluate as evaluate_policy
+from b2ray.evaluation.statistics import LEVEL, Estimate
+from b2ray.fleet.session import StopFlag
 from b2ray.prompts import PromptSet, PromptSets
+from b2ray.rollout.roles import refuse_small_cluster, run_session
+from b2ray.rollout.versions import PolicyVersions
+from b2ray.rollout.workers import Workers
 from b2ray.tracking.folder import write_atomically
 from b2ray.tracking.show import Progress, save_png, sheet
 
-Found = dict[str, list[Evaluated]]  # by set, one for each candidate
-WIDTH = 100  # characters of the table that is kept
+Evaluations = dict[str, list[Evaluation]]  # by prompt set, in the order of the candidates
+WIDTH = 100  # characters of a line of the table in the file
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code of `b2ray.errors`."""
+    """Run the command and return its exit code, one of `b2ray.errors`."""
     return execute(make_parser(), evaluate, argv)
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Draw, score, compare, and say and keep what came of it.
+    """Sample, score and compare; print the results, write them, and return what --json prints.
 
     Raises:
-        ConfigError: a run, a file or an option does not allow it.
-        WorkerError: an actor failed for good.
-        Stopped: a signal asked for it.
+        ConfigError: a run, a file or an option is wrong.
+        WorkerError: an actor has failed for good.
+        Stopped: a signal has come.
     """
-    given, setting = candidates(args)
-    with _output(args, given[-1]) as folder:
+    policies, setting = candidates(args)
+    with _output(args, policies[-1]) as folder:
         config = setting.config
-        with session(config, trains=False) as stop:
-            preflight(config, trains=False)
-            found, notes = measure(given, setting, stop)
-        document = _document(given, setting, found, notes)
-        document["files"] = _keep(folder, given, setting, found)
+        with run_session(config, trains=False) as stop:
+            refuse_small_cluster(config, trains=False)
+            evaluations, notes = measure(policies, setting, stop)
+        document = _document(policies, setting, evaluations, notes)
+        document["files"] = _write_files(folder, policies, setting, evaluations)
         tables = [_table(name, entry) for name, entry in document["sets"].items()]
         width = None if sys.stdout.isatty() else WIDTH
-        _say(Console(width=width, highlight=False), tables, document)
+        _print(Console(width=width, highlight=False), tables, document)
         with (folder / "table.txt").open("w", encoding="utf-8") as file:
-            _say(Console(file=file, width=WIDTH, highlight=False), tables, document)
+            _print(Console(file=file, width=WIDTH, highlight=False), tables, document)
         text = json.dumps(document, indent=2, ensure_ascii=False)
         write_atomically(folder / "evaluation.json", text + "\n")
     print(f"pictures beside each other, every score: {folder}")
@@ -81,69 +83,79 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(
-    given: Sequence[Candidate], setting: Setting, stop: StopFlag
-) -> tuple[Found, list[str]]:
-    """Every candidate on every set, and notes on the way; those of one model share actors."""
-    found: Found = {name: [] for name in setting.sets}
+    policies: Sequence[Candidate], setting: Setting, stop: StopFlag
+) -> tuple[Evaluations, list[str]]:
+    """Evaluate every policy on every prompt set; return the evaluations, and notes on them.
+
+    Policies that stand side by side and have the same base model share their workers.
+    """
+    evaluations: Evaluations = {name: [] for name in setting.sets}
     notes: list[str] = []
-    every = PromptSet(tuple(dict.fromkeys(itertools.chain(*setting.sets.values()))))
+    all_prompts = PromptSet(tuple(dict.fromkeys(itertools.chain(*setting.sets.values()))))
     reference = setting.reference
     progress = Progress(0, 0)
     try:
-        for model, alike in itertools.groupby(given, lambda candidate: candidate.model):
-            some = list(alike)
+        for model, neighbours in itertools.groupby(policies, lambda candidate: candidate.model):
+            with_model = list(neighbours)
             config = setting.config.model_copy(update={"model": model})
-            crew = Crew(config, PromptSets(every), stop, trains=False)
-            crew.roster.tell = lambda event: progress.line(event.line) if event.line else None
+            workers = Workers(
+                *(config, PromptSets(all_prompts), stop),
+                trains=False,
+                on_event=lambda event: progress.line(event.line) if event.line else None,
+            )
+            versions = PolicyVersions(workers, max_lag=0)
             try:
-                with progress.bar("loading models", 0, ""), _naming(some):
-                    crew.complete()
-                notes += [
-                    f"{model.path} reads only the beginning of {p!r}" for p in crew.too_long()
-                ]
-                for version, candidate in enumerate(some):
-                    _bind(crew, version, candidate)
+                with progress.bar("loading models", 0, ""), _naming(with_model):
+                    workers.wait_for_all()
+                too_long = workers.sampler.too_long
+                notes += [f"{model.path} reads only the beginning of {p!r}" for p in too_long]
+                for version, candidate in enumerate(with_model):
+                    _bind(versions, version, candidate)
                     for which, (name, prompts) in enumerate(setting.sets.items()):
                         doing = f"{candidate.name}: {setting.count} pictures of the {name} set"
                         with progress.bar(doing, setting.count, "image") as move:
-                            one = crew.evaluate(prompts, which, setting.count, reference, move)
-                        reference = one.reference
-                        found[name].append(one)
+                            evaluation = evaluate_policy(
+                                *(workers, versions, prompts, which, setting.count),
+                                *(reference, move),
+                            )
+                        reference = evaluation.reference  # the first one scales all others
+                        evaluations[name].append(evaluation)
             finally:
-                crew.close()
+                workers.close()
     finally:
         progress.close()
-    return found, list(dict.fromkeys(notes))
+    return evaluations, list(dict.fromkeys(notes))
 
 
-def _bind(crew: Crew, version: int, candidate: Candidate) -> None:
-    """Give the samplers a candidate's LoRA, proven by digest; the base model comes first."""
+def _bind(versions: PolicyVersions, version: int, candidate: Candidate) -> None:
+    """Give the samplers a candidate's LoRA; the base model has none, and comes first therefore."""
     weights = candidate.weights
     if weights is not None:
         with _naming([candidate]):
-            crew.restored(version, digest(weights), weights, {}, None, (), {})
+            versions.restore(version, digest(weights), weights, {}, None)
 
 
 @contextlib.contextmanager
-def _naming(some: Sequence[Candidate]) -> Iterator[None]:
-    """A LoRA from a file that does not fit the model is named in what is said of it."""
+def _naming(policies: Sequence[Candidate]) -> Iterator[None]:
+    """Put the names of LoRA files before an error, because one of them does not fit the model."""
     try:
         yield
     except ConfigError as error:
-        named = "".join(f"{c.name}: " for c in some if "file" in c.source)
-        raise ConfigError(f"{named}{error}") from error
+        names = "".join(f"{c.name}: " for c in policies if "file" in c.source)
+        raise ConfigError(f"{names}{error}") from error
 
 
-# --- what came of it -----------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------
 
 
 def _document(
-    given: Sequence[Candidate], setting: Setting, found: Found, notes: Sequence[str]
+    policies: Sequence[Candidate], setting: Setting, evaluations: Evaluations, notes: Sequence[str]
 ) -> dict[str, Any]:
+    """Return the content of evaluation.json."""
     config = setting.config
-    sets = {name: _set(given, setting, name, some) for name, some in found.items()}
+    sets = {name: _set(policies, setting, name, of_set) for name, of_set in evaluations.items()}
     return {
-        "policies": [candidate.named() for candidate in given],
+        "policies": [candidate.named() for candidate in policies],
         "settings": {
             "seed": config.seed,
             "pictures": setting.count,
@@ -152,75 +164,79 @@ def _document(
             "confidence": LEVEL,
         },
         "sets": sets,
-        "notes": [*setting.notes, *notes, *_hacking(given, setting, found)],
+        "notes": [*setting.notes, *notes, *_hacking(policies, setting, evaluations)],
     }
 
 
 def _set(
-    given: Sequence[Candidate], setting: Setting, name: str, found: Sequence[Evaluated]
+    policies: Sequence[Candidate], setting: Setting, name: str, evaluations: Sequence[Evaluation]
 ) -> dict[str, Any]:
-    prompts = list(dict.fromkeys(found[0].prompts))
-    # One prompt is no sample of prompts.
+    """Return the entry of a prompt set, from one evaluation for each policy."""
+    prompts = list(dict.fromkeys(evaluations[0].prompts))
+    # A single prompt is no sample of prompts.
     unit = setting.units[name] if len(prompts) > 1 else "picture"
-    each = {c.name: figures(e, unit) for c, e in zip(given, found, strict=True)}
+    estimates = {c.name: figures(e, unit) for c, e in zip(policies, evaluations, strict=True)}
     entry: dict[str, Any] = {
         "pictures": setting.count,
         "prompts": len(prompts),
         "unit": unit,
-        "figures": {policy: _plain(estimates) for policy, estimates in each.items()},
+        "figures": {policy: _plain(of_policy) for policy, of_policy in estimates.items()},
     }
-    for figure in itertools.chain(*(found.values() for found in entry["figures"].values())):
-        del figure["p"]  # that a score's mean is 0 is nobody's question
-    if len(given) == 2:
-        first, second = found
-        entry["differences"] = _plain(differences(first, second, unit))
+    for estimate in itertools.chain(*(by_name.values() for by_name in entry["figures"].values())):
+        del estimate["p"]  # whether the mean of a score differs from 0 is of no interest
+    if len(policies) == 2:
+        entry["differences"] = _plain(differences(evaluations[0], evaluations[1], unit))
     return entry
 
 
-def _plain(found: Mapping[str, Estimate] | Mapping[str, Difference]) -> dict[str, Any]:
-    """In the order of a summary: what is trained on first."""
-    names = sorted(found, key=lambda name: name != "reward")
-    return {name: asdict(found[name]) for name in names}
+def _plain(values: Mapping[str, Estimate] | Mapping[str, Difference]) -> dict[str, Any]:
+    """Turn dataclasses into dictionaries, and put the reward that is trained on first."""
+    names = sorted(values, key=lambda name: name != "reward")
+    return {name: asdict(values[name]) for name in names}
 
 
-def _hacking(given: Sequence[Candidate], setting: Setting, found: Found) -> Iterator[str]:
-    if len(given) < 2:
+def _hacking(
+    policies: Sequence[Candidate], setting: Setting, evaluations: Evaluations
+) -> Iterator[str]:
+    """Yield a note for each held-out reward that falls while the trained reward rises."""
+    if len(policies) < 2:
         return
     heldout = [r.name for r in setting.config.evaluation.heldout_rewards]
-    for name, (first, second) in found.items():
+    before, after = policies[0].name, policies[1].name
+    for name, (first, second) in evaluations.items():
         for fallen in overtaken(first.scores, second.scores, heldout):
             yield (
-                f"on the {name} set the reward rises from {given[0].name} to {given[1].name}, but "
-                f"{fallen}, which is not trained on, falls: look at the pictures"
+                f"on the {name} set the reward rises from {before} to {after}, but {fallen}, which "
+                "is not trained on, falls: look at the pictures"
             )
 
 
-def _keep(
-    folder: Path, given: Sequence[Candidate], setting: Setting, found: Found
+def _write_files(
+    folder: Path, policies: Sequence[Candidate], setting: Setting, evaluations: Evaluations
 ) -> dict[str, str]:
-    """Write every score, and the first pictures beside each other; returns the files by name."""
+    """Write every score, and a sheet with the first pictures; return the files by name."""
     files = {"evaluation": folder / "evaluation.json", "table": folder / "table.txt"}
-    for name, some in found.items():
+    for name, of_set in evaluations.items():
         scores = {
             c.name: {k: v.tolist() for k, v in e.scores.items()}
-            for c, e in zip(given, some, strict=True)
+            for c, e in zip(policies, of_set, strict=True)
         }
         file = files[f"scores {name}"] = folder / f"scores_{name}.json"
-        write_atomically(file, json.dumps({"prompts": some[0].prompts, "scores": scores}))
+        write_atomically(file, json.dumps({"prompts": of_set[0].prompts, "scores": scores}))
         count = min(setting.config.evaluation.previews, setting.count)
         if count:
             blocks = [
                 (c.name, np.concatenate(e.pictures)[:count])
-                for c, e in zip(given, some, strict=True)
+                for c, e in zip(policies, of_set, strict=True)
             ]
             file = files[f"sheet {name}"] = folder / f"sheet_{name}.png"
-            save_png(sheet(some[0].prompts[:count], blocks), file)
+            save_png(sheet(of_set[0].prompts[:count], blocks), file)
     return {what: str(file) for what, file in files.items()}
 
 
 @contextlib.contextmanager
 def _output(args: argparse.Namespace, candidate: Candidate) -> Iterator[Path]:
-    """The folder that is written to, made before anything is drawn."""
+    """Make the output folder before anything is sampled, and remove it if it stays empty."""
     if args.output:
         folder = Path(args.output).expanduser()
     else:
@@ -232,16 +248,18 @@ def _output(args: argparse.Namespace, candidate: Candidate) -> Iterator[Path]:
         yield folder
     finally:
         with contextlib.suppress(OSError):
-            folder.rmdir()  # if nothing came of it
+            folder.rmdir()  # fails if there is anything in the folder
 
 
-# --- in words ------------------------------------------------------------------------------------
+# --- output --------------------------------------------------------------------------------------
 
 
-def _say(console: Console, tables: Sequence[Table], document: Mapping[str, Any]) -> None:
+def _print(console: Console, tables: Sequence[Table], document: Mapping[str, Any]) -> None:
+    """Print the tables, then sentences on how to read them, then the notes."""
     for table in tables:
         console.print(table, "")
-    if any("vendi" in found for e in document["sets"].values() for found in e["figures"].values()):
+    sets = document["sets"].values()
+    if any("vendi" in by_name for entry in sets for by_name in entry["figures"].values()):
         console.print("pairwise and vendi say how different the pictures of a prompt are.")
     console.print(
         f"± is half of a {LEVEL:.0%} interval by Student's t over what stands in the last column: "
@@ -258,6 +276,7 @@ def _say(console: Console, tables: Sequence[Table], document: Mapping[str, Any])
 
 
 def _table(name: str, entry: Mapping[str, Any]) -> Table:
+    """Return the table of a prompt set, with a row per score and a column per policy."""
     title = f"{name}: {entry['pictures']} pictures of {entry['prompts']} prompts"
     table = Table(
         title=title,
@@ -268,40 +287,40 @@ def _table(name: str, entry: Mapping[str, Any]) -> Table:
         show_edge=False,
     )
     table.add_column("")
-    policies, apart = entry["figures"], entry.get("differences", {})
+    policies, paired = entry["figures"], entry.get("differences", {})
     for policy in policies:
         table.add_column(policy, justify="right", overflow="fold")
-    if apart:
+    if paired:
         for column in ("difference", "p", "higher", "lower"):
             table.add_column(column, justify="right")
     table.add_column("over", no_wrap=True)
     for figure, first in next(iter(policies.values())).items():
         if figure == "reward" and _is_single(entry):
             continue
-        cells = [_plus_minus(found.get(figure), "") for found in policies.values()]
-        if figure in apart:
-            mean = apart[figure]["mean"]
-            shares = (f"{apart[figure][which]:.0%}" for which in ("higher", "lower"))
+        cells = [_plus_minus(by_name.get(figure), "") for by_name in policies.values()]
+        if figure in paired:
+            mean = paired[figure]["mean"]
+            shares = (f"{paired[figure][which]:.0%}" for which in ("higher", "lower"))
             cells += [_plus_minus(mean, "+"), _p(mean["p"]), *shares]
-        elif apart:
+        elif paired:
             cells += [""] * 4
         table.add_row(figure, *cells, f"{first['units']} {first['unit']}s")
     return table
 
 
 def _is_single(entry: Mapping[str, Any]) -> bool:
-    """Whether the sum that is trained on is one reward as it is scored."""
+    """Return whether the sum of the rewards equals a single one of them."""
     return all(
-        any(found[name] == found["reward"] for name in found if name != "reward")
-        for found in entry["figures"].values()
+        any(by_name[name] == by_name["reward"] for name in by_name if name != "reward")
+        for by_name in entry["figures"].values()
     )
 
 
-def _plus_minus(found: Mapping[str, Any] | None, sign: str) -> str:
-    if found is None:
+def _plus_minus(estimate: Mapping[str, Any] | None, sign: str) -> str:
+    if estimate is None:
         return ""
-    mean = f"{found['mean']:{sign}.3f}"
-    return mean if found["high"] is None else f"{mean} ± {found['high'] - found['mean']:.3f}"
+    mean, high = estimate["mean"], estimate["high"]
+    return f"{mean:{sign}.3f}" if high is None else f"{mean:{sign}.3f} ± {high - mean:.3f}"
 
 
 def _p(p: float | None) -> str:
@@ -309,7 +328,8 @@ def _p(p: float | None) -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    """Return the parser of the command."""
+    parser = CommandParser(
         prog="b2ray evaluate",
         description="Score a run's LoRA beside its base model, two runs, any LoRA, or a base "
         "model alone: the same prompts and seeds for all, every reward and the diversity of the "

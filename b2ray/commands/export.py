@@ -1,4 +1,4 @@
-"""`b2ray export`: a run's LoRA as a file or folder that other programs read."""
+"""`b2ray export`: writes a run's LoRA as a file or folder that other programs can read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from b2ray.commands.common import (
-    Parser,
+    CommandParser,
     add_json,
     add_run,
     execute,
@@ -31,71 +31,73 @@ FORMATS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code of `b2ray.errors`."""
+    """Run the command and return its exit code, one of `b2ray.errors`."""
     return execute(make_parser(), export, argv)
 
 
 def export(args: argparse.Namespace) -> dict[str, Any]:
-    """Write one format.
+    """Write the LoRA in one format, say where, and return what --json prints.
 
     Raises:
-        ConfigError: the run, the base model or the disk does not allow it.
+        ConfigError: an option is wrong, there is no such run, its base model cannot be loaded, or
+            the output cannot be written.
     """
     if args.format not in FORMATS:
         names = ", ".join(FORMATS)
         raise ConfigError(f"--format is {args.format!r}: the formats are {names}")
-    found = find_trained(args.run, args.runs, args.stage)
-    output = _output(found, args.format, args.output)
+    trained = find_trained(args.run, args.runs, args.stage)
+    output = _output(trained, args.format, args.output)
     refuse_existing(output, args.force)
-    import torch  # after what can be refused without it
+    import torch  # only now, because it is slow and all errors above do without it
 
     dtype = getattr(torch, args.dtype)
     if args.format == "merged":
-        _merged(found, dtype, output)
+        _merged(trained, dtype, output)
     else:
-        _lora(found, args.format, dtype, output)
-    print(f"{found}, {args.dtype}: {output}")
+        _lora(trained, args.format, dtype, output)
+    print(f"{trained}, {args.dtype}: {output}")
     print(FORMATS[args.format].format(output=str(output), dtype=args.dtype))
-    return {**found.named(), "format": args.format, "dtype": args.dtype, "output": str(output)}
+    return {**trained.named(), "format": args.format, "dtype": args.dtype, "output": str(output)}
 
 
-def _output(found: Trained, form: str, given: str | None) -> Path:
-    """Where the file or folder goes; a LoRA file gets a name if a folder is given."""
-    target = Path(given).expanduser() if given else found.path / "export" / form
+def _output(trained: Trained, form: str, option: str | None) -> Path:
+    """Return the file or folder to write; in a folder, a LoRA file gets the format's usual name."""
+    target = Path(option).expanduser() if option else trained.path / "export" / form
     if form == "merged" or target.suffix == ".safetensors":
         return target
-    return target / (FILE if form == "diffusers" else f"{found.config.name}.safetensors")
+    return target / (FILE if form == "diffusers" else f"{trained.config.name}.safetensors")
 
 
-def _lora(found: Trained, form: str, dtype: torch.dtype, output: Path) -> None:
+def _lora(trained: Trained, form: str, dtype: torch.dtype, output: Path) -> None:
     from b2ray.diffusion import lora_export
 
-    settings, name = found.config.model.lora, found.config.name
+    settings, name = trained.config.model.lora, trained.config.name
     if form == "kohya":
-        content = lora_export.kohya(found.weights, settings, dtype, name)
+        content = lora_export.kohya(trained.weights, settings, dtype, name)
     else:
-        content = lora_export.diffusers(found.weights, settings, dtype)
+        content = lora_export.diffusers(trained.weights, settings, dtype)
     place(output, lambda part: part.write_bytes(content))
 
 
-def _merged(found: Trained, dtype: torch.dtype, output: Path) -> None:
+def _merged(trained: Trained, dtype: torch.dtype, output: Path) -> None:
     from b2ray.diffusion import lora_export
     from b2ray.diffusion.load import load_pipeline
 
     quiet()
-    model = found.config.model
-    # Fused in single precision, then cast.
+    model = trained.config.model
+    # The LoRA is merged in single precision, and the result is cast.
     pipeline, _ = load_pipeline(model.model_copy(update={"dtype": "float32"}))
-    lora_export.merge(pipeline.unet, found.weights, model.lora, dtype)
+    lora_export.merge(pipeline.unet, trained.weights, model.lora, dtype)
     pipeline.to(dtype=dtype)
     place(output, lambda part: pipeline.save_pretrained(part, safe_serialization=True))
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     formats = "\n".join(
         f"  {name:10} {text.format(output='PATH', dtype='DTYPE')}" for name, text in FORMATS.items()
     )
-    parser = Parser(
+    parser = CommandParser(
         prog="b2ray export",
         description="Write a run's LoRA for other programs: the finished one, or that of the last "
         "committed stage of a run that is not finished.",

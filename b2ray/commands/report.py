@@ -1,4 +1,4 @@
-"""`b2ray report`: a run's page, as one HTML file."""
+"""`b2ray report`: writes the page of a run as one HTML file."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from b2ray.commands.common import Parser, add_json, add_run, execute
+from b2ray.commands.common import CommandParser, add_json, add_run, execute
+from b2ray.config.load import read_yaml, validated
 from b2ray.errors import ConfigError
-from b2ray.options import read_yaml, validated
 from b2ray.report import write
 from b2ray.tracking.trained import run_folder
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code of `b2ray.errors`."""
+    """Run the command and return its exit code, one of `b2ray.errors`."""
     return execute(make_parser(), report, argv)
 
 
 def report(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the page and say where.
+    """Write the page, say where, and return what --json prints.
 
     Raises:
         ConfigError: there is no such run, its files are broken, or the page cannot be written.
@@ -39,7 +39,8 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    """Return the parser of the command."""
+    parser = CommandParser(
         prog="b2ray report",
         description="Write a run's page: what came of it, how it went, pictures before and after, "
         "branch trees, where the time went. One HTML file that needs no network; a finished run "

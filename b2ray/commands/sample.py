@@ -1,4 +1,4 @@
-"""`b2ray sample`: pictures with and without a run's LoRA from the same seeds."""
+"""`b2ray sample`: draws pictures with and without a run's LoRA from the same seeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from b2ray.commands.common import (
-    Parser,
+    CommandParser,
     add_json,
     add_prompts,
     add_run,
@@ -35,54 +35,58 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code of `b2ray.errors`."""
+    """Run the command and return its exit code, one of `b2ray.errors`."""
     return execute(make_parser(), sample, argv)
 
 
 def sample(args: argparse.Namespace) -> dict[str, Any]:
-    """Draw, save and say where.
+    """Draw the pictures, save them, say where, and return what --json prints.
 
     Raises:
-        ConfigError: the run, the model or an option does not allow it.
+        ConfigError: an option is wrong, there is no such run, or its model cannot be loaded.
     """
     prompts = tuple(dict.fromkeys(args.prompt))
     if args.prompts:
         prompts = tuple(dict.fromkeys((*prompts, *read("--prompts", args.prompts).texts)))
     if not prompts:
         raise ConfigError("nothing to draw: give --prompt TEXT or --prompts FILE")
-    found = find_trained(args.run, args.runs, args.stage)
-    config = with_sampling(found.config, args)
-    # Compiling is too slow for a few pictures.
+    trained = find_trained(args.run, args.runs, args.stage)
+    config = with_sampling(trained.config, args)
+    # Compiling the UNet takes longer than a few pictures do.
     model = config.model.model_copy(update={"compile": False})
     config = config.model_copy(update={"model": model})
-    page, folder = _places(found, args.output)
+    page, folder = _places(trained, args.output)
     policy = _load(config, args.device)
     for prompt in policy.too_long(prompts):
         print(f"the model reads only the beginning of {prompt!r}")
 
     rows = [(prompt, args.seed + i) for prompt in prompts for i in range(args.count)]
-    nothing = {n: np.zeros_like(v) for n, v in found.weights.items()}
+    # A LoRA of zeros leaves the base model as it is.
+    zeros = {n: np.zeros_like(v) for n, v in trained.weights.items()}
     pictures = {}
     with tqdm(total=2 * len(rows) * config.sampling.steps, unit="step") as bar:
-        for title, weights in (("without", nothing), ("with", found.weights)):
+        for title, weights in (("without", zeros), ("with", trained.weights)):
             bar.set_description(f"{title} the LoRA")
             policy.bind(weights)
             pictures[title] = draw(policy, rows, config.evaluation.batch, bar)
     return {
-        **found.named(),
+        **trained.named(),
         "sheet": str(page),
-        "pictures": _save(page, folder, rows, pictures, found),
+        "pictures": _save(page, folder, rows, pictures, trained),
     }
 
 
 def draw(policy: Policy, rows: Sequence[tuple[str, int]], batch: int, bar: Any) -> np.ndarray:
-    """A picture for each (prompt, seed): uint8, shape (N, height, width, 3).
-
-    A seed gives the same noise for every prompt.
+    """Draw a picture for each (prompt, seed); a seed gives the same noise for every prompt.
 
     Args:
-        batch: pictures per denoising call.
-        bar: moved on by one for every step of every picture.
+        policy: the model with the LoRA.
+        rows: the (prompt, seed) of each of N pictures.
+        batch: the number of pictures that are denoised together.
+        bar: a tqdm bar, which moves by one for every step of every picture.
+
+    Returns:
+        The pictures, uint8, shape (N, height, width, 3).
     """
     parts = [_draw_batch(policy, rows[i : i + batch], bar) for i in range(0, len(rows), batch)]
     return np.concatenate(parts)
@@ -97,12 +101,12 @@ def _draw_batch(policy: Policy, rows: Sequence[tuple[str, int]], bar: Any) -> np
         shape = policy.latent_shape
         return np.concatenate([normal(s, Domain.SAMPLE, 0, leaf, word, shape) for _, s in rows])
 
-    def of_step(step: int) -> np.ndarray:
+    def noise_of_step(step: int) -> np.ndarray:
         bar.update(len(rows))
         return noise(step + 1)
 
     x, prompts = torch.from_numpy(noise(INITIAL)), [prompt for prompt, _ in rows]
-    rollout = policy.denoise(x, prompts, 0, policy.schedule.steps, of_step)
+    rollout = policy.denoise(x, prompts, 0, policy.schedule.steps, noise_of_step)
     return policy.decode(rollout.latents[:, -1])
 
 
@@ -123,11 +127,11 @@ def _load(config: Config, device: str) -> Policy:
     return Policy(config, place)
 
 
-def _places(found: Trained, given: str | None) -> tuple[Path, Path]:
-    """The sheet's file and the folder of the single pictures."""
-    if given and given.endswith(".png"):
-        return Path(given).expanduser(), Path(given).expanduser().with_suffix("")
-    folder = Path(given).expanduser() if given else numbered(found.path / "samples")
+def _places(trained: Trained, option: str | None) -> tuple[Path, Path]:
+    """Return the file of the sheet, and the folder of the single pictures."""
+    if option and option.endswith(".png"):
+        return Path(option).expanduser(), Path(option).expanduser().with_suffix("")
+    folder = Path(option).expanduser() if option else numbered(trained.path / "samples")
     return folder / "sheet.png", folder
 
 
@@ -136,9 +140,13 @@ def _save(
     folder: Path,
     rows: Sequence[tuple[str, int]],
     pictures: dict[str, np.ndarray],
-    found: Trained,
+    trained: Trained,
 ) -> list[dict[str, Any]]:
-    """Save all and say where; returns each (prompt, seed) with its two files."""
+    """Save the pictures and the sheet, and say where.
+
+    Returns:
+        For each picture the prompt, the seed and the files without and with the LoRA.
+    """
     prompts = list(dict.fromkeys(prompt for prompt, _ in rows))
     files: list[dict[str, Any]] = [{"prompt": prompt, "seed": seed} for prompt, seed in rows]
     for title, drawn in pictures.items():
@@ -147,7 +155,7 @@ def _save(
             file = folder / f"{number:02d}_seed{seed}_{title}.png"
             save_png(Image.fromarray(picture), file)
             entry[title] = str(file)
-    titles = {"without": "without the LoRA", "with": f"with it: {found}"}
+    titles = {"without": "without the LoRA", "with": f"with it: {trained}"}
     blocks = [(titles[title], drawn) for title, drawn in pictures.items()]
     save_png(sheet([prompt for prompt, _ in rows], blocks), page)
     print(f"side by side  {page}")
@@ -158,7 +166,8 @@ def _save(
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    """Return the parser of the command."""
+    parser = CommandParser(
         prog="b2ray sample",
         description="Draw pictures with and without a run's LoRA from the same seeds, with the "
         "steps that training takes. What is not given is as in the run's configuration.",

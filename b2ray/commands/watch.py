@@ -1,4 +1,4 @@
-"""`b2ray watch`: a run's page that follows the run, for this machine alone."""
+"""`b2ray watch`: serves the page of a run while it goes on, to this machine only."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import webbrowser
 from collections.abc import Sequence
 from typing import Any
 
-from b2ray.commands.common import Parser, add_run, execute
-from b2ray.options import read_yaml, validated
+from b2ray.commands.common import CommandParser, add_run, execute
+from b2ray.config.load import read_yaml, validated
 from b2ray.tracking.trained import run_folder
 
 PORT = 8270
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit code of `b2ray.errors`."""
+    """Run the command and return its exit code, one of `b2ray.errors`."""
     return execute(make_parser(), watch, argv)
 
 
@@ -42,7 +42,8 @@ def watch(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    """Return the parser of the command."""
+    parser = CommandParser(
         prog="b2ray watch",
         description="Serve a run's page on this machine (127.0.0.1 only). It shows a stage as soon "
         "as it is done. The run does not notice.",

@@ -1,4 +1,4 @@
-"""Sizes, patience and tracking: what does not change the result."""
+"""Settings that do not change the result: the fleet's sizes and time limits, and tracking."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from b2ray.config.section import Name, Positive, Section
 
 
 class Samplers(Section):
+    """How many samplers there are, and what each of them reserves."""
+
     min: Positive = 1
     """Samplers without which the run does not go on."""
     max: Positive | Literal["auto"] = 2
-    """Samplers that are asked for. Those without room wait for a node, which an autoscaler sees as
-    demand. `auto`: as many as the nodes have room for, one per free GPU, as nodes come and go."""
+    """Samplers that are asked for. Those that fit on no node wait for one, which an autoscaler sees
+    as demand. `auto`: as many as the nodes have room for, one per free GPU, as nodes come and
+    go."""
     cpus: float = Field(0.5, ge=0)
     """Logical CPUs that Ray reserves for each."""
     gpus: float = Field(0.0, ge=0)
@@ -31,6 +34,8 @@ class Samplers(Section):
 
 
 class LearnerWorker(Section):
+    """What each rank of the learner reserves."""
+
     cpus: float = Field(0.5, ge=0)
     """Logical CPUs that Ray reserves for each rank of the learner."""
     gpus: float = Field(0.0, ge=0)
@@ -38,7 +43,7 @@ class LearnerWorker(Section):
 
 
 class Fleet(Section):
-    """Sizes and patience: nothing here changes the result."""
+    """Numbers of actors, what they reserve, and time limits; nothing here changes the result."""
 
     samplers: Samplers = Samplers()
     scorers: Workers = Workers(count=1, cpus=0.25)
@@ -53,17 +58,18 @@ class Fleet(Section):
     stall_timeout: float = Field(900.0, gt=0)
     """Stop if nothing has finished for this many seconds."""
     retries: int = Field(3, ge=0)
-    """Times a call is done again after its worker died; also restarts in a row of one worker."""
+    """How often a call is repeated after its worker died, and how often in a row a worker is
+    restarted."""
     max_deaths: Positive = 50
     """Deaths of workers within `death_window` after which the run gives up."""
     max_preemptions: Positive = 1000
-    """The same for workers whose node was taken away."""
+    """The same for deaths of workers whose node was taken away."""
     death_window: float = Field(600.0, gt=0)
     """Seconds over which deaths are counted."""
 
 
 class Tracking(Section):
-    """MLflow, and a trace."""
+    """Logging to MLflow, and the trace of a stage."""
 
     uri: str | None = None
     """Tracking server, without a password; empty means MLFLOW_TRACKING_URI, else a SQLite file

@@ -1,25 +1,31 @@
-"""The base model, its adapter, the prompts, and how pictures are denoised."""
+"""The base model, its adapter, the prompts, and the denoising process."""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
 from b2ray.config.section import Positive, Section
 
+if TYPE_CHECKING:
+    from b2ray.config import Config
+
 
 class Lora(Section):
+    """The low-rank adapter that is trained."""
+
     rank: Positive = 4
     """Rank of the low-rank update."""
     alpha: float = Field(4.0, gt=0)
     """Scale: the update is multiplied by alpha / rank."""
     targets: tuple[str, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
     """Module names in the UNet that get an adapter (the attention's q, k, v and out)."""
-    folded: bool = False
+    merged: bool = False
     """Compute each adapted linear map with one weight, base + adapter, instead of adding the
-    adapter's output: fewer and larger operations, faster on a CPU (docs/performance.md). In float32
-    only: the sum in half precision would round small updates away."""
+    adapter's output: fewer and larger operations, faster on a CPU
+    (docs/explanation/decided_against.md). In float32 only: the sum in half precision would round
+    small updates away."""
 
 
 class Model(Section):
@@ -55,24 +61,24 @@ class Model(Section):
     lora: Lora = Lora()
 
     @model_validator(mode="after")
-    def _folds_in_float32(self) -> Self:
-        if self.lora.folded and self.dtype != "float32":
+    def _merged_in_float32(self) -> Self:
+        if self.lora.merged and self.dtype != "float32":
             raise ValueError(
-                f"model.lora.folded is true with model.dtype={self.dtype}, which would round small "
-                "updates away: set model.lora.folded=false, or model.dtype=float32"
+                f"model.lora.merged is true with model.dtype={self.dtype}, which would round small "
+                "updates away: set model.lora.merged=false, or model.dtype=float32"
             )
         return self
 
 
 class Prompts(Section):
-    """What is drawn for training, and what is only looked at."""
+    """The prompts to train on, and those for evaluation only."""
 
     train: str | None = None
-    """The prompts that training draws from: a .txt file (one a line), .jsonl or .csv (with `prompt`
-    and, if wanted, `weight`), or a built-in set such as `template1.train` or `animals`. May be left
-    out with demonstrations, whose captions are the prompts then."""
+    """The prompts that training draws from: a .txt file with one on each line, a .jsonl or .csv
+    file with `prompt` and, if wanted, `weight`, or a built-in set such as `template1.train` or
+    `animals`. May be left out with demonstrations, whose captions are the prompts then."""
     heldout: str | None = None
-    """Unseen prompts, for evaluation only: likewise, for example `template1.test`."""
+    """Unseen prompts for evaluation only, given in the same way, for example `template1.test`."""
 
 
 class Sampling(Section):
@@ -91,3 +97,10 @@ class Sampling(Section):
     """Height of the pictures in pixels; empty is the model's own."""
     width: Positive | None = None
     """Width of the pictures in pixels; empty is the model's own."""
+
+
+def sampling_problem(config: Config) -> str | None:
+    """Say why the sampled steps cannot be trained."""
+    if config.sampling.eta == 0:
+        return "sampling.eta is 0: the steps have no density to train; use up to 1.0"
+    return None

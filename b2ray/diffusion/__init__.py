@@ -1,1 +1,1 @@
-"""A diffusers pipeline as a policy: its steps, their densities, its LoRA."""
+"""A diffusers pipeline as a policy: its denoising steps, their log-densities, and its LoRA."""

@@ -1,4 +1,4 @@
-"""How long a device is at work on something, without waiting for it."""
+"""A stopwatch for a device that keeps the CPU from waiting for the GPU."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ import torch
 
 
 class Clock:
-    """Runs inside `with clock:`.
+    """Adds up the time that a device spends on the code inside `with clock:`.
 
-    A GPU does its work after the call that asks for it has returned: there events mark the
-    device's own time, and nothing waits for them before `seconds` is read.
+    A GPU works on after the call that started its work has returned. So the clock records CUDA
+    events around the code, and nothing waits for them before `seconds` is read.
+
+    Args:
+        device: the device whose time is measured.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._total = 0.0
-        self._began: Any = None
-        self._marks: list[tuple[Any, Any]] = []
+        self._start: Any = None
+        self._events: list[tuple[Any, Any]] = []
 
     def __enter__(self) -> None:
-        self._began = self._now()
+        self._start = self._now()
 
     def __exit__(
         self,
@@ -32,20 +35,21 @@ class Clock:
         trace: TracebackType | None,
     ) -> None:
         if self.device.type == "cuda":
-            self._marks.append((self._began, self._now()))
+            self._events.append((self._start, self._now()))
         else:
-            self._total += self._now() - self._began
+            self._total += self._now() - self._start
 
     @property
     def seconds(self) -> float:
-        """In total so far; on a GPU this waits for what the clock has seen."""
-        if self._marks:
-            self._marks[-1][1].synchronize()
-            self._total += sum(a.elapsed_time(b) for a, b in self._marks) / 1000
-            self._marks.clear()
+        """Seconds in total so far. On a GPU, reading this waits for the measured work to finish."""
+        if self._events:
+            self._events[-1][1].synchronize()
+            self._total += sum(start.elapsed_time(end) for start, end in self._events) / 1000
+            self._events.clear()
         return self._total
 
     def _now(self) -> Any:
+        """A CUDA event on a GPU, seconds elsewhere."""
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

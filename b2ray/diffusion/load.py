@@ -1,4 +1,4 @@
-"""A diffusers pipeline and its family, from a folder, the hub, or one file."""
+"""Loading of a diffusers pipeline from a folder, from the hub, or from a single file."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors import safe_open
 
-from b2ray import hub
 from b2ray.config import Model
+from b2ray.config.paths import find
+from b2ray.diffusion import pretrained
 from b2ray.diffusion.families import FAMILIES, Family, family
 from b2ray.errors import ConfigError
-from b2ray.options import find
 
 
 def load_pipeline(model: Model) -> tuple[Any, Family]:
-    """The pipeline in `model.dtype` on the CPU, without a safety checker, and its family.
+    """Load a pipeline in `model.dtype` on the CPU, without a safety checker.
+
+    Args:
+        model: the configuration's section about the model.
+
+    Returns:
+        The pipeline and its family.
 
     Raises:
-        ConfigError: one sentence about a model that does not load or is of no known family.
+        ConfigError: the model cannot be pipeline, or its family is not supported.
     """
     local = find(model.path)
     try:
@@ -37,62 +43,64 @@ def load_pipeline(model: Model) -> tuple[Any, Family]:
             if model.revision or model.variant
             else ""
         )
-        raise hub.refusal("model.path", model.path, wanted, error) from error
-    _refuse_misfit(model, pipeline)
+        raise pretrained.refusal("model.path", model.path, wanted, error) from error
+    _check_channels(model, pipeline)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline, family(name)
 
 
 def _from_folder_or_hub(model: Model) -> tuple[str, Any]:
-    source, where = hub.source(model.path, model.revision)
-    name = DiffusionPipeline.load_config(source, **where).get("_class_name")
-    if name not in [*FAMILIES]:  # a list would name code beside the weights
-        raise _unknown(model, name)
+    source, kwargs = pretrained.source(model.path, model.revision)
+    name = DiffusionPipeline.load_config(source, **kwargs).get("_class_name")
+    # The class may be a list that names code beside the weights, and a list cannot be hashed.
+    if name not in [*FAMILIES]:
+        raise _unsupported(model, name)
     return name, getattr(diffusers, name).from_pretrained(
         source,
         dtype=getattr(torch, model.dtype),
         variant=model.variant,
         use_safetensors=True,
-        **_unchecked(name),
-        **where,
+        **_without_safety_checker(name),
+        **kwargs,
     )
 
 
 def _from_file(model: Model, path: Path) -> tuple[str, Any]:
     with safe_open(path, framework="pt") as file:
-        there = set(file.keys())
-    name = next((n for n in FAMILIES if family(n).MARK in there), None)
+        keys = set(file.keys())
+    name = next((n for n in FAMILIES if family(n).MARK in keys), None)
     if name is None:
-        raise _unknown(model, None)
-    described: dict[str, Any] = {}
+        raise _unsupported(model, None)
+    config: dict[str, Any] = {}
     if model.config is not None:
-        source, where = hub.source(model.config)
-        described = {"config": source, **where}
-    loaded = getattr(diffusers, name).from_single_file(
-        str(path), dtype=getattr(torch, model.dtype), **described, **_unchecked(name)
+        source, kwargs = pretrained.source(model.config)
+        config = {"config": source, **kwargs}
+    pipeline = getattr(diffusers, name).from_single_file(
+        str(path), dtype=getattr(torch, model.dtype), **config, **_without_safety_checker(name)
     )
-    return name, loaded
+    return name, pipeline
 
 
-def _unchecked(name: str) -> dict[str, Any]:
-    """No safety checker: it would blacken pictures behind the reward's back."""
+def _without_safety_checker(name: str) -> dict[str, Any]:
+    """Arguments that leave out the safety checker, which would blacken pictures before scoring."""
     if name != "StableDiffusionPipeline":
         return {}
     return {"safety_checker": None, "requires_safety_checker": False}
 
 
-def _unknown(model: Model, name: object) -> ConfigError:
+def _unsupported(model: Model, name: object) -> ConfigError:
     return ConfigError(
         f"model.path {model.path!r} is {f'a {name}' if name else 'of no known family'}: "
         f"{' and '.join(FAMILIES)} are supported"
     )
 
 
-def _refuse_misfit(model: Model, pipeline: Any) -> None:
-    """Inpainting models and the like load as these classes, and need more than a prompt."""
-    wants, gets = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
-    if wants != gets:
+def _check_channels(model: Model, pipeline: Any) -> None:
+    """Refuse inpainting and depth models, which load as the same classes as text-to-image ones."""
+    unet_channels = pipeline.unet.config.in_channels
+    vae_channels = pipeline.vae.config.latent_channels
+    if unet_channels != vae_channels:
         raise ConfigError(
-            f"model.path {model.path!r}: its UNet takes {wants} channels, its VAE makes {gets}: "
-            "inpainting and depth models are not text-to-image models"
+            f"model.path {model.path!r}: its UNet takes {unet_channels} channels, its VAE makes "
+            f"{vae_channels}: inpainting and depth models are not text-to-image models"
         )

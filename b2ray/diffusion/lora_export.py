@@ -1,8 +1,7 @@
-"""A trained LoRA in the forms that other programs read: pure functions of its arrays."""
+"""A trained LoRA in the file formats of other programs, as pure functions of its arrays."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 
 import safetensors.torch
@@ -10,13 +9,15 @@ import torch
 
 from b2ray.config import Lora
 from b2ray.diffusion.lora_file import State, metadata
+from b2ray.diffusion.tensors import reproducible
 from b2ray.errors import ConfigError
 
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
-SD2_TEXT_WIDTH = 1024  # of the text encoder's output; Stable Diffusion 1.x has 768
+SD2_TEXT_WIDTH = 1024  # width of the text encoder's output; in Stable Diffusion 1.x it is 768
 
-# SDXL was published with other module names than diffusers'. Its blocks are numbered through,
-# three to a level; within a block the modules are numbered, too.
+# SDXL was published with other module names than those of diffusers. Its blocks are numbered
+# consecutively, three per level, and within a block the modules are numbered, too. These tables
+# map diffusers' names to SDXL's: outside of blocks, of modules in a block, and inside of modules.
 _OUTSIDE = {
     "conv_in": "input_blocks.0.0",
     "conv_out": "out.2",
@@ -36,22 +37,32 @@ _INSIDE = {
 
 
 def diffusers(weights: State, config: Lora, dtype: torch.dtype) -> bytes:
-    """The file that diffusers' `load_lora_weights` reads; in float32 the run's own, byte by byte.
+    """The file that diffusers' `load_lora_weights` reads.
+
+    In float32 its bytes are those of the file that the run itself writes.
+
+    Args:
+        weights: the adapter's values by diffusers' names.
+        config: the adapter's rank, alpha and targets.
+        dtype: type of the tensors in the file.
 
     Raises:
         ConfigError: a value is too large for `dtype`.
     """
     tensors = {f"unet.{name}": _cast(name, _tensor(v), dtype) for name, v in weights.items()}
-    return _file(tensors, metadata(config))
+    return _packed(tensors, metadata(config))
 
 
 def kohya(weights: State, config: Lora, dtype: torch.dtype, title: str) -> bytes:
     """The file that ComfyUI and AUTOMATIC1111 read, as kohya-ss/sd-scripts names its tensors.
 
     A module has `lora_down`, `lora_up` and `alpha`; readers scale the update by alpha / rank.
-    Modules have diffusers' names for Stable Diffusion 1.x and 2.x and SDXL's own for SDXL.
+    Modules have diffusers' names for Stable Diffusion 1.x and 2.x, and SDXL's own names for SDXL.
 
     Args:
+        weights: the adapter's values by diffusers' names.
+        config: the adapter's rank, alpha and targets.
+        dtype: type of the tensors in the file.
         title: the name that user interfaces show.
 
     Raises:
@@ -73,16 +84,22 @@ def kohya(weights: State, config: Lora, dtype: torch.dtype, title: str) -> bytes
         "ss_v2": str(version == "sd_v2"),
         "ss_output_name": title,
     }
-    return _file(tensors, notes)
+    return _packed(tensors, notes)
 
 
 def merge(unet: torch.nn.Module, weights: State, config: Lora, dtype: torch.dtype) -> None:
-    """Add the LoRA to a float32 UNet's own weights and cast them all: W + alpha / rank · B·A.
+    """Merge a LoRA into a UNet, whose weights become W + alpha / rank · B·A.
 
-    The formula is section 4.1 of arXiv 2106.09685.
+    The formula is from section 4.1 of arXiv 2106.09685.
+
+    Args:
+        unet: diffusers' UNet in float32; it is changed in place.
+        weights: the adapter's values by diffusers' names.
+        config: the adapter's rank and alpha.
+        dtype: type to which all weights of the UNet are cast afterwards.
 
     Raises:
-        ConfigError: the LoRA is of another model, or a value is too large for `dtype`.
+        ConfigError: the LoRA was made for another model, or a value is too large for `dtype`.
     """
     modules = dict(unet.named_modules())
     for name, down, up in updates(weights):
@@ -99,36 +116,37 @@ def merge(unet: torch.nn.Module, weights: State, config: Lora, dtype: torch.dtyp
 
 
 def family(weights: State) -> str:
-    """The base model's family in sd-scripts' words, from the LoRA's names and shapes alone.
+    """The base model's version as sd-scripts names it, from the LoRA's names and shapes.
 
-    Only SDXL has attention of more than one transformer block; the width of the text that
-    attention reads tells 2.x from 1.x.
+    Only SDXL has attention modules with more than one transformer block. Stable Diffusion 2.x
+    differs from 1.x in the width of the text that cross-attention reads.
     """
     if any(".transformer_blocks.1." in name for name in weights):
         return "sdxl_base_v1-0"
-    text = [v for name, v in weights.items() if name.endswith((f"2.to_k{DOWN}", f"2.to_v{DOWN}"))]
-    return "sd_v2" if any(v.shape[1] == SD2_TEXT_WIDTH for v in text) else "sd_v1"
+    ends = (f"2.to_k{DOWN}", f"2.to_v{DOWN}")
+    text_widths = [v.shape[1] for name, v in weights.items() if name.endswith(ends)]
+    return "sd_v2" if SD2_TEXT_WIDTH in text_widths else "sd_v1"
 
 
 def sdxl_name(module: str) -> str:
-    """SDXL's own name of a module of diffusers' UNet, as in sd-scripts' LoRA files."""
+    """The name that sd-scripts' LoRA files give to a module of diffusers' UNet of SDXL."""
     if module in _OUTSIDE:
         return _OUTSIDE[module]
-    side, *words = module.split(".")
-    level = 0 if side == "mid_block" else int(words.pop(0))
-    kind, index, *inner = words
-    # The sampler of a level is in or beside its third block.
-    at = 3 * level + (2 if kind.endswith("samplers") else int(index))
+    side, *parts = module.split(".")
+    level = 0 if side == "mid_block" else int(parts.pop(0))
+    kind, index, *inner = parts
+    # The downsampler or upsampler of a level is in or beside its third block.
+    block = 3 * level + (2 if kind.endswith("samplers") else int(index))
     place = {
-        "down_blocks": f"input_blocks.{at + 1}.{_PLACE[kind]}",
-        "mid_block": f"middle_block.{1 if kind == 'attentions' else 2 * at}",
-        "up_blocks": f"output_blocks.{at}.{_PLACE[kind]}",
+        "down_blocks": f"input_blocks.{block + 1}.{_PLACE[kind]}",
+        "mid_block": f"middle_block.{1 if kind == 'attentions' else 2 * block}",
+        "up_blocks": f"output_blocks.{block}.{_PLACE[kind]}",
     }[side]
     return ".".join([place, _INSIDE.get((kind, inner[0]), inner[0]), *inner[1:]])
 
 
 def updates(weights: State) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """(module, A, B) of each adapted module, sorted by name, float32."""
+    """Name, A and B of each module with an adapter, in the order of the names."""
     for name in sorted(weights):
         if name.endswith(DOWN):
             module = name.removesuffix(DOWN)
@@ -140,21 +158,15 @@ def _tensor(value: object) -> torch.Tensor:
 
 
 def _cast(name: str, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    smaller = value.to(dtype)
-    if not smaller.isfinite().all():
+    cast = value.to(dtype)
+    if not cast.isfinite().all():
         raise ConfigError(
             f"{name} has values that {str(dtype).removeprefix('torch.')} cannot hold: "
             "use --dtype bfloat16 or float32"
         )
-    return smaller
+    return cast
 
 
-def _file(tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str]) -> bytes:
-    """A safetensors file; the same values give the same bytes."""
-    blob = safetensors.torch.save(dict(sorted(tensors.items())), metadata=dict(notes))
-    # safetensors writes metadata in random order: sort the header, whose length stays.
-    end = 8 + int.from_bytes(blob[:8], "little")
-    header = json.loads(blob[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    return blob[:8] + text.ljust(end - 8) + blob[end:]
+def _packed(tensors: Mapping[str, torch.Tensor], notes: Mapping[str, str]) -> bytes:
+    """As `b2ray.diffusion.tensors.packed`, but also for types that numpy lacks (bfloat16)."""
+    return reproducible(safetensors.torch.save(dict(sorted(tensors.items())), metadata=dict(notes)))

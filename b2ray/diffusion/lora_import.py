@@ -1,4 +1,4 @@
-"""LoRA files of other programs, and b2ray's own exports, as the arrays that a policy binds."""
+"""Reading of LoRA files that b2ray or another program wrote, as arrays that a policy can bind."""
 
 from __future__ import annotations
 
@@ -16,57 +16,59 @@ from b2ray.diffusion.lora_export import DOWN, UP
 from b2ray.diffusion.lora_file import FILE, State
 from b2ray.errors import ConfigError
 
-# What is no plain low-rank update: weights beside it, or another factorisation.
-OTHERS = ("dora_scale", "lora_magnitude_vector", "lora_mid", "hada_", "lokr_", "lora_bias")
-# Blocks of a level in every UNet of Stable Diffusion and SDXL: diffusers wants to know it, to give
-# SDXL's own module names theirs.
-UNET = SimpleNamespace(layers_per_block=2)
+# Parts of tensor names in files that hold more than a low-rank update, or another factorisation.
+UNSUPPORTED = ("dora_scale", "lora_magnitude_vector", "lora_mid", "hada_", "lokr_", "lora_bias")
+# The number of blocks per level in every UNet of Stable Diffusion and SDXL: diffusers needs it to
+# translate SDXL's own module names.
+UNET_CONFIG = SimpleNamespace(layers_per_block=2)
 
 
 def read_lora(path: Path) -> tuple[State, Lora]:
-    """A LoRA of a UNet in diffusers' or kohya-ss/sd-scripts' format, by diffusers' own conversion.
+    """Read a LoRA of a UNet in diffusers' or kohya-ss/sd-scripts' format.
 
-    Modules may have different ranks and scales: then the arrays are filled up with zeros to the
-    largest rank, and each scale is put into its B, so that one rank and alpha fit all.
+    diffusers converts the names. If modules have different ranks and scales, the arrays are padded
+    with zeros to the largest rank and each B is multiplied by its scale, so that one rank and one
+    alpha fit all modules.
 
     Args:
-        path: a .safetensors file, or a folder with one.
+        path: a .safetensors file, or a folder that contains one.
 
     Returns:
-        The arrays under the names of `lora_file.load`, float32, and the adapter they fit.
+        The values by the names of `lora_file.load`, float32, and the settings of their adapter.
 
     Raises:
-        ConfigError: it cannot be read, is in no known format, or is more than a LoRA of a UNet.
+        ConfigError: the file cannot be read, has no known format, or is more than a LoRA of a UNet.
     """
     file = find_file(path)
     try:
-        with safe_open(file, "pt") as opened:
-            notes = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        with safe_open(file, "pt") as stored:
+            notes = stored.metadata() or {}
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{file} cannot be read as safetensors: {error}") from error
-    other = next((name for name in tensors if any(word in name for word in OTHERS)), None)
-    if other:
-        raise ConfigError(f"{file} is no plain LoRA: it has {other!r}, which b2ray does not load")
+    unsupported = (name for name in tensors if any(part in name for part in UNSUPPORTED))
+    first = next(unsupported, None)
+    if first:
+        raise ConfigError(f"{file} is no plain LoRA: it has {first!r}, which b2ray does not load")
     matrices, alphas = _converted(file, tensors)
     settings = _settings(file, notes)
     return _uniform(file, matrices, lambda module, rank: _alpha(module, rank, alphas, settings))
 
 
 def find_file(path: Path) -> Path:
-    """The LoRA's file, if a folder is given.
+    """The path of a LoRA's file, which may be given by its folder.
 
     Raises:
-        ConfigError: there is none, there are several, or it is no .safetensors file.
+        ConfigError: there is no such file, the folder has several, or it is no .safetensors file.
     """
     if path.is_dir():
-        found = sorted(path.glob("*.safetensors"))
-        if len(found) > 1 and path / FILE in found:
+        files = sorted(path.glob("*.safetensors"))
+        if len(files) > 1 and path / FILE in files:
             return path / FILE
-        if len(found) != 1:
-            count = f"{len(found)} .safetensors files" if found else "no .safetensors file"
+        if len(files) != 1:
+            count = f"{len(files)} .safetensors files" if files else "no .safetensors file"
             raise ConfigError(f"{path} has {count}: give the LoRA's file")
-        return found[0]
+        return files[0]
     if not path.is_file():
         raise ConfigError(f"there is no LoRA {str(path)!r}: give a .safetensors file or its folder")
     if path.suffix != ".safetensors":
@@ -80,7 +82,7 @@ def find_file(path: Path) -> Path:
 def _converted(
     file: Path, tensors: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """The update's matrices under diffusers' present names, and the alphas that the file has."""
+    """The A and B matrices and the file's alphas, both by diffusers' current names."""
     from diffusers import StableDiffusionXLPipeline
     from diffusers.utils import convert_unet_state_dict_to_peft
 
@@ -88,31 +90,34 @@ def _converted(
         f"{file} is no LoRA that b2ray knows: diffusers' and kohya-ss/sd-scripts' names are read"
     )
     try:
-        # XL's conversion is 1.x and 2.x's, too, and has SDXL's own module names besides.
-        found, alphas = StableDiffusionXLPipeline.lora_state_dict(dict(tensors), unet_config=UNET)
+        # SDXL's conversion does what that of 1.x and 2.x does, and also knows SDXL's own names.
+        renamed, alphas = StableDiffusionXLPipeline.lora_state_dict(
+            dict(tensors), unet_config=UNET_CONFIG
+        )
     except (ValueError, KeyError, IndexError, AttributeError) as error:
         raise unknown from error
-    text = next((name for name in found if name.startswith("text_encoder")), None)
-    if text:
+    of_text_encoder = next((name for name in renamed if name.startswith("text_encoder")), None)
+    if of_text_encoder:
         raise ConfigError(
-            f"{file} changes the text encoder, too ({text!r}), and b2ray loads the UNet's part "
-            "alone, which would not be the LoRA: train or export it without the text encoder"
+            f"{file} changes the text encoder, too ({of_text_encoder!r}), and b2ray loads the "
+            "UNet's part alone, which would not be the LoRA: train or export it without the text "
+            "encoder"
         )
-    mine = {k.removeprefix("unet."): v for k, v in found.items() if k.startswith("unet.")}
-    matrices = convert_unet_state_dict_to_peft(mine)
-    if not matrices or len(mine) < len(found):
+    of_unet = {k.removeprefix("unet."): v for k, v in renamed.items() if k.startswith("unet.")}
+    matrices = convert_unet_state_dict_to_peft(of_unet)
+    if not matrices or len(of_unet) < len(renamed):
         raise unknown
     if not all(name.endswith((DOWN, UP)) for name in matrices):
         raise unknown
-    named = {k.removeprefix("unet."): float(v) for k, v in (alphas or {}).items()}
-    return matrices, convert_unet_state_dict_to_peft(named)
+    unet_alphas = {k.removeprefix("unet."): float(v) for k, v in (alphas or {}).items()}
+    return matrices, convert_unet_state_dict_to_peft(unet_alphas)
 
 
 def _settings(file: Path, notes: Mapping[str, str]) -> dict[str, Any]:
-    """The adapter's settings as diffusers writes them beside the tensors, if it did."""
+    """The adapter's settings from the metadata that diffusers writes; empty if there are none."""
     try:
-        found = json.loads(notes.get("lora_adapter_metadata", "{}"))
-        settings = {k[5:]: v for k, v in found.items() if k.startswith("unet.")}
+        adapter = json.loads(notes.get("lora_adapter_metadata", "{}"))
+        settings = {k[5:]: v for k, v in adapter.items() if k.startswith("unet.")}
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"{file} has settings that are no JSON object: {error}") from error
     for field in ("use_dora", "use_rslora", "lora_bias"):
@@ -124,30 +129,32 @@ def _settings(file: Path, notes: Mapping[str, str]) -> dict[str, Any]:
 def _alpha(
     module: str, rank: int, alphas: Mapping[str, float], settings: Mapping[str, Any]
 ) -> float:
-    """A module's alpha; where nothing says it, its rank, as diffusers has it."""
-    own = f"{module}{DOWN}.alpha"
-    if own in alphas:
-        return alphas[own]
-    pattern = settings.get("alpha_pattern") or {}
-    named = next((a for name, a in pattern.items() if f".{module}".endswith(f".{name}")), None)
-    return float(settings.get("lora_alpha", rank) if named is None else named)
+    """A module's alpha; its rank if the file does not give one, as in diffusers."""
+    key = f"{module}{DOWN}.alpha"
+    if key in alphas:
+        return alphas[key]
+    patterns = (settings.get("alpha_pattern") or {}).items()
+    matching = next((a for name, a in patterns if f".{module}".endswith(f".{name}")), None)
+    return float(settings.get("lora_alpha", rank) if matching is None else matching)
 
 
 def _uniform(file: Path, matrices: Mapping[str, torch.Tensor], alpha_of: Any) -> tuple[State, Lora]:
-    """One rank and alpha for all modules; what has them already is not touched."""
+    """Give all modules the same rank and alpha; if they have that already, nothing changes."""
     modules = sorted({name.removesuffix(DOWN).removesuffix(UP) for name in matrices})
-    alone = next((m for m in modules if not {m + DOWN, m + UP} <= matrices.keys()), None)
-    if alone:
-        raise ConfigError(f"{file} has only one of the two matrices of {alone}")
+    incomplete = next((m for m in modules if not {m + DOWN, m + UP} <= matrices.keys()), None)
+    if incomplete:
+        raise ConfigError(f"{file} has only one of the two matrices of {incomplete}")
     ranks = {m: len(matrices[m + DOWN]) for m in modules}
     alphas = {m: alpha_of(m, ranks[m]) for m in modules}
     rank = max(ranks.values())
-    same = len(set(ranks.values())) == len(set(alphas.values())) == 1 and min(alphas.values()) > 0
-    alpha = next(iter(alphas.values())) if same else float(rank)
+    uniform = (
+        len(set(ranks.values())) == len(set(alphas.values())) == 1 and min(alphas.values()) > 0
+    )
+    alpha = next(iter(alphas.values())) if uniform else float(rank)
     weights = {}
     for m in modules:
         down, up = matrices[m + DOWN].float(), matrices[m + UP].float()
-        if not same:
+        if not uniform:
             missing = rank - ranks[m]
             down = torch.cat([down, down.new_zeros(missing, *down.shape[1:])])
             up = up * (alphas[m] / ranks[m])

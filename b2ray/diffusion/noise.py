@@ -1,8 +1,8 @@
-"""Random numbers keyed by what they are for, never by the order of calls.
+"""Random numbers keyed by their purpose, independent of the order of calls.
 
-Philox is counter-based: the key and the upper words of the counter name the draw, the lowest word
-counts within it. The same name gives the same bytes on any machine, in any process, any number of
-times, so a piece of work that is done again, elsewhere, gives the same result.
+Philox is a counter-based generator: its key and the upper words of its counter identify the draw,
+and the lowest word counts within the draw. The same identity gives the same bytes in any process
+on any machine, so work that is repeated elsewhere gives the same result.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from enum import IntEnum
 
 import numpy as np
 
-INITIAL = 0  # the step word of x_T; the noise of step i has the word i + 1
-PREFIX = 0  # the branch word of a group's prefix; branch k has the word k + 1
+INITIAL = 0  # the counter's step word for x_T; the noise of step i has the word i + 1
+PREFIX = 0  # the counter's branch word for a group's prefix; branch k has the word k + 1
 
 
 class Domain(IntEnum):
-    """What random numbers are for; one domain never shares a draw with another."""
+    """The purposes of random numbers; no two domains share a draw."""
 
     TRAIN = 0
     EVALUATE = 1
@@ -31,7 +31,16 @@ class Domain(IntEnum):
 def generator(
     seed: int, domain: Domain, stage: int, step: int = 0, branch: int = 0, group: int = 0
 ) -> np.random.Generator:
-    """A generator for the draw that the numbers name together."""
+    """A generator for the draw that the arguments identify together.
+
+    Args:
+        seed: the run's seed.
+        domain: the purpose of the draw.
+        stage: index of the stage.
+        step: the counter's word for a denoising step, or for another index within the stage.
+        branch: the counter's word for a branch.
+        group: index of the group.
+    """
     key = np.array([seed, (stage << 8) | int(domain)], dtype=np.uint64)
     counter = np.array([0, step, branch, group], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
@@ -48,9 +57,9 @@ def normal(
     """Standard normal noise for a batch.
 
     Args:
-        seed, domain, stage: the key.
+        seed, domain, stage: as in `generator`.
         leaves: (group, branch word) of each row of the batch.
-        step: the step word.
+        step: the step word, the same for all rows.
         shape: shape of one row.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Trajectories, and latents as they travel between actors."""
+"""Trajectories, and the form in which latents are sent between actors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A branch's interval as it was sampled.
+    """The interval of one branch as it was sampled: n denoising steps from the fork to the end.
 
     Attributes:
-        latents: x at t_fork .. t_T, shape (n + 1, C, H, W); bfloat16 travels as uint16.
-        log_probs: density of each of the n steps, float32, shape (n,).
-        version: the policy version that sampled it.
+        latents: x at t_fork .. t_T, shape (n + 1, C, H, W), in the form of `to_wire`.
+        log_probs: log-density of each of the n steps, float32, shape (n,).
+        version: version of the policy that sampled the trajectory.
     """
 
     latents: np.ndarray
@@ -28,36 +28,15 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
-class Prefix:
-    """The end of a prefix that serves in several stages: where its later forks will be.
-
-    Attributes:
-        latents: x at t_first .. t_fork, shape (fork - first + 1, C, H, W), as they travel.
-        first: index of the earliest step at which it can be forked.
-    """
-
-    latents: np.ndarray
-    first: int
-
-    def at(self, fork: int) -> np.ndarray:
-        """x at a fork step, shape (C, H, W).
-
-        Raises:
-            ValueError: the prefix does not reach there.
-        """
-        last = self.first + len(self.latents) - 1
-        if not self.first <= fork <= last:
-            raise ValueError(f"a fork at step {fork}, but the prefix has {self.first}..{last}")
-        return self.latents[fork - self.first]
-
-
-@dataclass(frozen=True)
 class Selected:
-    """What the driver knows of a trajectory that is trained on; `fetch` brings its arrays.
+    """A trajectory that was selected for training, without its arrays.
 
     Attributes:
-        interval: n, how many steps it has.
-        age: stages since it was sampled; 0 is the stage's own.
+        prompt: the prompt that it was sampled for.
+        advantage: its advantage.
+        interval: n, its number of steps.
+        fetch: loads the trajectory with its arrays.
+        age: number of stages since it was sampled; 0 means that this stage sampled it.
     """
 
     prompt: str
@@ -68,7 +47,10 @@ class Selected:
 
 
 def to_wire(latents: torch.Tensor) -> np.ndarray:
-    """Latents as numpy, which Ray shares without a copy; bfloat16 as a uint16 view."""
+    """Convert latents to a numpy array, which Ray shares without a copy.
+
+    bfloat16, which numpy lacks, becomes a uint16 array of the same bits.
+    """
     import torch
 
     latents = latents.cpu().contiguous()
@@ -76,7 +58,7 @@ def to_wire(latents: torch.Tensor) -> np.ndarray:
 
 
 def from_wire(array: np.ndarray) -> torch.Tensor:
-    """What `to_wire` made, as a tensor of its own memory."""
+    """Convert an array from `to_wire` back to a tensor, which has its own memory."""
     import torch
 
     tensor = torch.from_numpy(np.array(array))

@@ -1,5 +1,5 @@
-"""The fleet: Ray sessions, slots, dispatch and replacement.
+"""The fleet: Ray sessions, slots, the dispatch of calls and the replacement of lost actors.
 
-It knows an actor only as something with a version that does calls, and it is the only room that
-touches Ray beyond `ray.get` on a ref.
+To this package an actor is only something that has a policy version and answers calls. It is the
+only package that uses more of Ray than `ray.get` on a reference.
 """

@@ -1,4 +1,4 @@
-"""How often the fleet tries again before it gives up, and the first cause it then names."""
+"""Budgets of failures: how often the fleet tries again before it gives up with the first cause."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ LONGEST_PAUSE = 30.0  # seconds
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong, and where."""
+    """What went wrong, and where.
+
+    Attributes:
+        role: the slot, such as `sampler 0`.
+        where: where its actors were.
+        doing: what they were doing.
+        cause: the exception in one line.
+        log: the files with their standard error; empty if unknown.
+    """
 
     role: str
     where: str
@@ -27,10 +35,12 @@ class Failure:
 
 @dataclass
 class Budgets:
-    """Counts of failures: per work, per slot, and of all deaths in a window of time.
+    """Counts of failures: of each piece of work, of each slot, and of all slots in a time window.
 
-    Work is counted by what it does, not by the object that describes it: a plan may hand out the
-    same work anew.
+    A piece of work is identified by `Call.doing`, as a plan may make a new call for the same work.
+
+    Attributes:
+        fleet: the settings with the limits.
     """
 
     fleet: Fleet
@@ -40,17 +50,22 @@ class Budgets:
     _first: dict[str, Failure] = field(default_factory=dict)
 
     def worked(self, slot: Slot, call: Call) -> None:
-        """A piece of work was finished: its slot and it start from nothing again."""
+        """Reset the counts of a slot and of a piece of work that it has finished."""
         slot.failures = 0
         self._first.pop(str(slot), None)
         self._first.pop(call.doing, None)
         self._tries.pop(call.doing, None)
 
     def died(self, slot: Slot, failure: Failure, *, preempted: bool) -> None:
-        """A slot's actors are gone; those of a node that was taken away have their own budget.
+        """Count a death of a slot's actors, and set when they may start again.
+
+        Args:
+            slot: the slot.
+            failure: how the actors died.
+            preempted: whether their node was taken away, for which there is a budget of its own.
 
         Raises:
-            WorkerError: too often in a row, or too many in all.
+            WorkerError: the slot died too often in a row, or too many slots died.
         """
         if preempted:
             self._count(
@@ -65,10 +80,10 @@ class Budgets:
         slot.not_before = time.monotonic() + _pause(slot.failures - 1)
 
     def again(self, call: Call, failure: Failure) -> None:
-        """A piece of work is to be done again, after a pause that grows.
+        """Count a failure of a piece of work, and set when it may be tried again.
 
         Raises:
-            WorkerError: it has failed too often.
+            WorkerError: the work has failed too often.
         """
         self._tries[call.doing] += 1
         first = self._first.setdefault(call.doing, failure)
@@ -77,7 +92,15 @@ class Budgets:
             _give_up(first, f"the first of {tries} failures of this work")
         call.not_before = time.monotonic() + _pause(tries - 1)
 
-    def _count(self, times: deque[float], most: int, field: str, failure: Failure) -> None:
+    def _count(self, times: deque[float], limit: int, field: str, failure: Failure) -> None:
+        """Count a failure of any slot.
+
+        Args:
+            times: when such failures happened, of which those outside the window are removed.
+            limit: how many there may be in the window.
+            field: the field that sets the limit.
+            failure: the failure.
+        """
         first = self._first.setdefault(field, failure)
         now = time.monotonic()
         times.append(now)
@@ -85,16 +108,17 @@ class Budgets:
             times.popleft()
         if len(times) == 1:
             self._first[field] = failure
-        elif len(times) > most:
+        elif len(times) > limit:
             window = f"{self.fleet.death_window:g} s"
-            _give_up(first, f"the first of {len(times)} in {window}, {field} is {most}")
+            _give_up(first, f"the first of {len(times)} in {window}, {field} is {limit}")
 
 
-def _pause(times: int) -> float:
-    """0 s, 1 s, 2 s, 4 s, …"""
-    return min(LONGEST_PAUSE, 2.0 ** (times - 1)) if times else 0.0
+def _pause(repeats: int) -> float:
+    """Seconds to wait after so many repeated failures: 0, 1, 2, 4, …, at most LONGEST_PAUSE."""
+    return min(LONGEST_PAUSE, 2.0 ** (repeats - 1)) if repeats else 0.0
 
 
-def _give_up(first: Failure, what: str) -> NoReturn:
+def _give_up(first: Failure, budget: str) -> NoReturn:
+    """Raise a `WorkerError` with the first failure and the budget that is spent."""
     log = f"; log: {first.log}" if first.log else ""
-    raise WorkerError(first.role, first.where, first.doing, f"{first.cause} ({what}{log})")
+    raise WorkerError(first.role, first.where, first.doing, f"{first.cause} ({budget}{log})")

@@ -1,4 +1,4 @@
-"""What a run asks of the cluster, and whether the cluster has it."""
+"""The resources that roles ask for, and whether the cluster has them."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from b2ray.config import Config
 from b2ray.errors import ConfigError
 from b2ray.fleet import nodes
-from b2ray.fleet.nodes import Room
-
-SCORER = "scorer"
+from b2ray.fleet.nodes import NodeResources
 
 
 @dataclass(frozen=True)
-class Need:
-    """What a role asks of the cluster, and the field that says so.
+class ResourceRequest:
+    """The resources that a role asks for.
 
     Attributes:
+        role: name of the role.
+        field: the field of the configuration that sets these numbers.
         least: actors without which the run does not go on.
-        most: actors that are asked for; None: as many as the nodes have room for.
-        together: processes of one actor, all on one node (the learner's ranks).
-        cpus: for each process, as `gpus`.
+        most: actors that are asked for; None: as many as fit on the nodes.
+        cpus: logical CPUs for each process.
+        gpus: GPUs, or a fraction of one, for each process.
+        runtime_env: Ray's runtime_env for the processes; may be empty.
+        together: processes of an actor that must be on the same node (the learner's ranks).
     """
 
     role: str
@@ -36,128 +37,126 @@ class Need:
     together: int = 1
 
     def __str__(self) -> str:
-        each = f"{self.cpus:g} CPU and {self.gpus:g} GPU"
-        return each if self.together == 1 else f"{self.together} times {each} on one node"
+        process = f"{self.cpus:g} CPU and {self.gpus:g} GPU"
+        return process if self.together == 1 else f"{self.together} times {process} on one node"
 
 
-def scorers(config: Config) -> dict[str, list[str]]:
-    """The names of the rewards that each role of scorers loads, in the order of the rewards."""
-    roles: dict[str, list[str]] = {}
-    for reward in config.all_rewards:
-        own = reward.workers is not None
-        roles.setdefault(f"{SCORER} {reward.name}" if own else SCORER, []).append(reward.name)
-    return roles
+Runs = Sequence[Sequence[ResourceRequest]]  # the requests of each of several runs
 
 
-def needs(config: Config, trains: bool = True) -> list[Need]:
-    """All that a run asks for; what does not train needs no learner."""
-    fleet = config.fleet
-    learner, samplers, shared = fleet.learner, fleet.samplers, fleet.scorers
-    ranks = config.learner.ranks
-    most = None if samplers.max == "auto" else samplers.max
-    found = [
-        Need("sampler", "fleet.samplers", samplers.min, most, samplers.cpus, samplers.gpus, {}),
-    ]
-    if trains:
-        one = Need("learner", "fleet.learner", 1, 1, learner.cpus, learner.gpus, {}, ranks)
-        found.insert(0, one)
-    if SCORER in scorers(config):
-        n = shared.count
-        found.append(Need(SCORER, "fleet.scorers", n, n, shared.cpus, shared.gpus, {}))
-    for r in config.all_rewards:
-        if r.workers is not None:
-            w, role, field = r.workers, f"{SCORER} {r.name}", f"the workers of reward {r.name!r}"
-            found.append(Need(role, field, w.count, w.count, w.cpus, w.gpus, w.runtime_env))
-    return found
+def refuse_shortage(requests: Sequence[ResourceRequest], wait_for_nodes: float) -> None:
+    """Refuse a cluster that lacks resources for the least number of actors of every role.
 
+    Args:
+        requests: the requests of all roles.
+        wait_for_nodes: seconds in which more nodes may come. Above 0 the shortage is only printed.
 
-def preflight(config: Config, trains: bool = True) -> None:
-    """Refuse a cluster on which the run's actors cannot all be placed, naming what is short.
-
-    With `fleet.wait_for_nodes` nodes may still come: then it only says what is missing.
+    Raises:
+        ConfigError: names the role without resources, and the remedy.
     """
-    there = nodes.staying(nodes.rooms())
-    short = shortage(needs(config, trains), there)
-    if short is None:
+    problem = shortage(requests, nodes.staying(nodes.resources()))
+    if problem is None:
         return
-    if config.fleet.wait_for_nodes == 0:
-        raise ConfigError(short)
-    print(
-        f"{short}; waiting {config.fleet.wait_for_nodes:g} s for nodes", file=sys.stderr, flush=True
-    )
+    if wait_for_nodes == 0:
+        raise ConfigError(problem)
+    print(f"{problem}; waiting {wait_for_nodes:g} s for nodes", file=sys.stderr, flush=True)
 
 
-def shortage(wanted: Sequence[Need], there: Sequence[Room]) -> str | None:
-    """The first actor without room, in a sentence; None if all of the least have room."""
-    left = _pack([n for n in wanted for _ in range(n.least)], there)
-    if isinstance(left, list):
+def shortage(requests: Sequence[ResourceRequest], cluster: Sequence[NodeResources]) -> str | None:
+    """Describe the first actor that fits on no node; None if the least of every role fit."""
+    packing = _pack([r for r in requests for _ in range(r.least)], cluster)
+    if isinstance(packing, list):
         return None
-    total = "; ".join(map(str, there)) or "none"
-    number = f" {left.least}" if left.least > 1 else ""
+    total = "; ".join(map(str, cluster)) or "none"
+    number = f" {packing.least}" if packing.least > 1 else ""
     return (
-        f"the cluster has no room for all{number} of {left.role}, each of which asks for {left} "
-        f"(nodes: {total}): lower {left.field}, or add nodes"
+        f"the cluster has no room for all{number} of {packing.role}, each of which asks for "
+        f"{packing} (nodes: {total}): lower {packing.field}, or add nodes"
     )
 
 
-def room_for(need: Need, wanted: Sequence[Need], there: Sequence[Room]) -> int:
-    """How many actors of an elastic need fit beside the least of all others."""
-    others = [n for n in wanted if n != need for _ in range(n.least)]
-    left = _pack(others, there)
+def room_for(
+    request: ResourceRequest, requests: Sequence[ResourceRequest], cluster: Sequence[NodeResources]
+) -> int:
+    """How many actors of one request fit on the nodes beside the least number of all others.
+
+    Args:
+        request: the request of an elastic role.
+        requests: the requests of all roles, this one included.
+        cluster: the nodes.
+    """
+    others = [r for r in requests if r != request for _ in range(r.least)]
+    packing = _pack(others, cluster)
     count = 0
-    while isinstance(left, list):
-        left = _pack([need], left)
-        count += isinstance(left, list)
+    while isinstance(packing, list):
+        packing = _pack([request], packing)
+        count += isinstance(packing, list)
     return count
 
 
-def side_by_side(runs: Sequence[Sequence[Need]], there: Sequence[Room]) -> int:
-    """How many of these runs, from the first, the nodes hold at once with all that they ask for
-    (of what may be any number, the least). 0 if not even one: it may still do with less.
+def side_by_side(runs: Runs, cluster: Sequence[NodeResources]) -> int:
+    """How many of these runs, counted from the first, fit on the nodes at the same time.
+
+    Each has as many actors as it asks for, or the least number where it asks for any number. The
+    result is 0 if not even the first fits, which may still work with fewer actors.
     """
     count = 0
-    while count < len(runs) and _fit(runs[: count + 1], None, there):
+    while count < len(runs) and _fit(runs[: count + 1], cluster):
         count += 1
     return count
 
 
-def samplers_each(runs: Sequence[Sequence[Need]], there: Sequence[Room]) -> int | None:
-    """The most samplers that each of these runs may have, so that none takes what another waits
-    for; None if they do not all have room with the least."""
-    if not _fit(runs, 0, there):
+def most_of_each(role: str, runs: Runs, cluster: Sequence[NodeResources]) -> int | None:
+    """The most slots of a role that each of these runs may have if all are to fit on the nodes.
+
+    None if not all of them fit even with their least numbers.
+    """
+    if not _fit(runs, cluster, role, 0):
         return None
     most = 1
-    capped = [n for needs in runs for n in needs if n.role == "sampler"]
-    while any(n.most is None or n.most > most for n in capped) and _fit(runs, most + 1, there):
+    capped = [r for requests in runs for r in requests if r.role == role]
+    while any(r.most is None or r.most > most for r in capped):
+        if not _fit(runs, cluster, role, most + 1):
+            break
         most += 1
     return most
 
 
-def _fit(runs: Sequence[Sequence[Need]], samplers: int | None, there: Sequence[Room]) -> bool:
-    """Whether runs have room side by side, each with no more than so many samplers."""
+def _fit(runs: Runs, cluster: Sequence[NodeResources], role: str = "", most: int = 0) -> bool:
+    """Whether all runs fit on the nodes, each with at most `most` slots of the role."""
 
-    def count(n: Need) -> int:
-        if samplers is None or n.role != "sampler":
-            return n.most or n.least
-        return max(n.least, samplers if n.most is None else min(n.most, samplers))
+    def count(request: ResourceRequest) -> int:
+        if request.role != role:
+            return request.most or request.least
+        cap = most if request.most is None else min(request.most, most)
+        return max(request.least, cap)
 
-    wanted = [n for needs in runs for n in needs for _ in range(count(n))]
-    return isinstance(_pack(wanted, there), list)
+    actors = [r for requests in runs for r in requests for _ in range(count(r))]
+    return isinstance(_pack(actors, cluster), list)
 
 
-def _pack(wanted: Sequence[Need], there: Sequence[Room]) -> list[Room] | Need:
-    """The room that is left when each is put on the first node with room, largest first, as Ray
-    would have to; or the first that fits nowhere."""
-    free = [replace(room) for room in there]
-    for need in sorted(wanted, key=lambda n: (n.gpus * n.together, n.cpus), reverse=True):
-        gpus, cpus = need.gpus * need.together, need.cpus * need.together
-        room = next((r for r in free if _fits(gpus, r.gpus) and _fits(cpus, r.cpus)), None)
-        if room is None:
-            return need
-        room.gpus -= gpus
-        room.cpus -= cpus
+def _pack(
+    actors: Sequence[ResourceRequest], cluster: Sequence[NodeResources]
+) -> list[NodeResources] | ResourceRequest:
+    """Place actors on nodes: the largest first, each on the first node that has room for it.
+
+    Args:
+        actors: the request of each actor.
+        cluster: the nodes.
+
+    Returns:
+        What is free on each node then, or the request of the first actor that fits on no node.
+    """
+    free = [replace(node) for node in cluster]
+    for actor in sorted(actors, key=lambda r: (r.gpus * r.together, r.cpus), reverse=True):
+        gpus, cpus = actor.gpus * actor.together, actor.cpus * actor.together
+        node = next((n for n in free if _fits(gpus, n.gpus) and _fits(cpus, n.cpus)), None)
+        if node is None:
+            return actor
+        node.gpus -= gpus
+        node.cpus -= cpus
     return free
 
 
-def _fits(wanted: float, free: float) -> bool:
-    return wanted <= free + 1e-6  # 0.4 + 0.4 + 0.2 is a little more than 1
+def _fits(amount: float, free: float) -> bool:
+    return amount <= free + 1e-6  # 0.4 + 0.4 + 0.2 is a little more than 1

@@ -1,4 +1,4 @@
-"""What Ray knows of its nodes and objects. The only place with calls that Ray keeps private."""
+"""What Ray knows of its nodes and objects; the only module that calls private functions of Ray."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from typing import Any
 
 import ray
 
-# Objects below this many bytes may live with their owner, here the driver, and not on a node.
+# Objects of fewer bytes than this may be kept by their owner, here the driver, and not on a node.
 INLINED = 100 * 1024
 
 
 @dataclass
-class Room:
-    """What a node has for actors.
+class NodeResources:
+    """The resources of a node.
 
     Attributes:
-        leaving: it is about to go: it finishes what it does and takes nothing new.
+        node: Ray's id of the node.
+        host: name of the machine.
+        cpus: logical CPUs.
+        gpus: GPUs.
+        leaving: whether it is about to be removed: it finishes its work and gets no more.
     """
 
     node: str
@@ -31,14 +35,14 @@ class Room:
 
 
 def alive() -> set[str]:
-    """Ids of the nodes that live."""
+    """The ids of the nodes that are alive."""
     return {n["NodeID"] for n in ray.nodes() if n["Alive"]}
 
 
 def draining() -> set[str]:
-    """Ids of the nodes that are about to go.
+    """The ids of the nodes that are about to be removed.
 
-    Ray has no public question for this; where the private one has changed, none drains.
+    Ray has no public function for this. If the private one has changed, no node counts as such.
     """
     try:
         return set(ray._private.state.state.get_draining_nodes())
@@ -46,11 +50,11 @@ def draining() -> set[str]:
         return set()
 
 
-def rooms() -> list[Room]:
-    """The total room of every node that lives."""
+def resources() -> list[NodeResources]:
+    """The resources of every node that is alive, whether they are in use or not."""
     leaving = draining()
     return [
-        Room(
+        NodeResources(
             n["NodeID"],
             n["NodeManagerHostname"],
             n["Resources"].get("CPU", 0.0),
@@ -62,36 +66,37 @@ def rooms() -> list[Room]:
     ]
 
 
-def staying(found: Sequence[Room]) -> list[Room]:
-    """Those that are not about to go."""
-    return [room for room in found if not room.leaving]
+def staying(nodes: Sequence[NodeResources]) -> list[NodeResources]:
+    """The nodes that are not about to be removed."""
+    return [node for node in nodes if not node.leaving]
 
 
 def lost(refs: Sequence[Any]) -> list[bool]:
-    """Which of these objects no living node has.
+    """For each reference, whether its object is on no node that is alive.
 
-    Where Ray cannot tell, an object counts as lost: making it again costs time, missing it stops
-    the run.
+    If Ray does not know, the object counts as lost: to compute it again costs time, and to miss it
+    would end the run.
     """
     from ray.experimental import get_object_locations
 
-    there = alive()
+    alive_nodes = alive()
+    locations: Mapping[Any, Mapping[str, Any]]
     try:
-        found: Mapping[Any, Mapping[str, Any]] = get_object_locations(list(refs), timeout_ms=10_000)
+        locations = get_object_locations(list(refs), timeout_ms=10_000)
     except (RuntimeError, TypeError, ray.exceptions.GetTimeoutError):
         return [True] * len(refs)
-    return [not _kept(ref, found.get(ref), there) for ref in refs]
+    return [not _exists(ref, locations.get(ref), alive_nodes) for ref in refs]
 
 
-def _kept(ref: Any, place: Mapping[str, Any] | None, there: set[str]) -> bool:
-    if place is None:
+def _exists(ref: Any, location: Mapping[str, Any] | None, alive_nodes: set[str]) -> bool:
+    if location is None:
         return False
-    if there & set(place["node_ids"]):
+    if alive_nodes & set(location["node_ids"]):
         return True
-    size = place.get("object_size")
+    size = location.get("object_size")
     if size is None or size >= INLINED:
         return False
-    try:  # a small one may be the driver's own: it says so at once
+    try:  # the driver may keep a small object itself, and then returns it at once
         ray.get(ref, timeout=5)
     except (ray.exceptions.ObjectLostError, ray.exceptions.GetTimeoutError):
         return False

@@ -1,4 +1,4 @@
-"""What an objective sees, and what it says of itself."""
+"""The inputs of a loss function, and its interface."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from dataclasses import dataclass
 
 import torch
 
-from b2ray.config import Objective as Settings
+from b2ray.config import Objective
 
 
 @dataclass(frozen=True)
 class Densities:
-    """(Trajectory, step) rows: log-densities averaged over the latent's elements, float32, (N,).
+    """The densities of N rows, each a (trajectory, step) pair.
+
+    Log-densities are averaged over the elements of a latent; all tensors are float32, shape (N,).
 
     Attributes:
-        log_prob: under the weights being trained, with gradients.
-        old: under the weights that sampled.
-        advantage: of each row's trajectory.
-        reference: under the base model; None unless the objective asks for it.
+        log_prob: log-density under the weights that are trained, with gradients.
+        old: log-density under the weights that sampled the trajectory.
+        advantage: advantage of the trajectory.
+        reference: log-density under the base model; None unless it was computed.
     """
 
     log_prob: torch.Tensor
@@ -28,18 +30,21 @@ class Densities:
 
 
 @dataclass(frozen=True)
-class Objective:
-    """An objective: (rows, settings, elements of a latent) -> (loss per row, clipped per row).
+class LossFunction:
+    """The loss of an objective.
 
-    Losses of all objectives have one scale: where the policy is still the one that sampled, the
-    gradient of a row by its log-density is about the advantage. So `objective.kl_weight` and
-    `learner.max_grad_norm` mean the same with each.
+    The losses of all objectives have the same scale: as long as the policy is the one that sampled,
+    the gradient of a row's loss by its log-density is about minus the advantage. So
+    `objective.kl_weight` and `learner.max_grad_norm` mean the same for all objectives.
 
     Attributes:
-        pairs: rows 2j and 2j + 1 are one step of the best and of the worst leaf of a group.
-        reference: whether it needs the base model's densities.
+        loss: the function (densities, settings, number of elements of a latent) -> (loss of each
+            row, whether each row's gradient was clipped away), both of shape (N,).
+        pairs: whether rows 2j and 2j + 1 have to be the same step of the best and of the worst
+            leaf of a group.
+        reference: whether the loss needs the densities under the base model.
     """
 
-    loss: Callable[[Densities, Settings, int], tuple[torch.Tensor, torch.Tensor]]
+    loss: Callable[[Densities, Objective, int], tuple[torch.Tensor, torch.Tensor]]
     pairs: bool = False
     reference: bool = False

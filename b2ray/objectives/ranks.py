@@ -1,4 +1,4 @@
-"""Data parallelism of the learner: processes with equal weights that add up their gradients."""
+"""Data parallelism of the learner: ranks with the same weights, which sum their gradients."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ Item = TypeVar("Item")
 
 
 class Ranks:
-    """This process among those that learn together; each has a share of every batch.
+    """The communication of one rank with the others; each rank computes a share of every batch.
 
-    One rank makes no process group, and its sums are its own values. With more, every rank calls
-    the same methods in the same order, and all get the same bytes.
+    A single rank makes no process group, and its sums are its own values. Several ranks have to
+    call the same methods in the same order, and all get the same bytes.
 
     Args:
-        rank: 0 .. world - 1.
-        world: how many ranks there are.
-        address: "host:port" of rank 0, where all meet.
-        timeout: seconds that the others may take to come, and to each sum.
-        device: where sums are made, by NCCL on a GPU (one of its own for every rank), else by Gloo.
+        rank: index of this rank, 0 .. world - 1.
+        world: number of ranks.
+        address: "host:port" of rank 0, to which all ranks connect.
+        timeout: seconds to wait for the other ranks when connecting, and at every sum.
+        device: the device on which sums are computed: by NCCL on a GPU, of which every rank needs
+            one for itself, and by Gloo on the CPU.
 
     Raises:
-        RankLost: another rank did not come.
+        RankLost: another rank did not connect in time.
     """
 
     def __init__(
@@ -58,48 +59,51 @@ class Ranks:
             raise self._lost(f"meeting at {address}", error) from error
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This rank's items: every item is one rank's, by its position; a share may be empty."""
+        """The items of this rank: each item belongs to one rank, and a share may be empty."""
         return items[self.rank :: self.world]
 
     @torch.no_grad()
     def sum(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Put the sum over the ranks into each tensor; added in float32, in one message.
+        """Replace each tensor by its sum over the ranks.
+
+        All tensors are summed in float32, by a single message.
 
         Raises:
-            RankLost: another rank died, or did not come within the time-out.
+            RankLost: another rank died, or did not call `sum` within the timeout.
         """
         if self.world == 1:
             return
         bucket = torch.cat([t.flatten().to(self.device, torch.float32) for t in tensors])
         try:
-            # With a time-out of its own NCCL raises here too; else it would end the process.
+            # NCCL, too, raises here if `wait` has a timeout; otherwise it would end the process.
             dist.all_reduce(bucket, async_op=True).wait(self.timeout)
         except RuntimeError as error:
             raise self._lost("summing", error) from error
-        for tensor, found in zip(tensors, bucket.split([t.numel() for t in tensors]), strict=True):
-            tensor.copy_(found.view_as(tensor))
+        sums = bucket.split([t.numel() for t in tensors])
+        for tensor, summed in zip(tensors, sums, strict=True):
+            tensor.copy_(summed.view_as(tensor))
 
     def mean(self, values: Sequence[float]) -> float:
-        """The mean of the values of all ranks; 0 if there are none."""
+        """The mean over the values of all ranks; 0 if there are no values."""
         total = torch.tensor([sum(values), len(values)], dtype=torch.float64)
         self.sum([total])
         return float(total[0] / total[1].clamp(min=1))
 
     def largest(self, value: torch.Tensor) -> torch.Tensor:
-        """The largest of every rank's scalar; NaN if one is."""
-        seats = value.new_zeros(self.world)
-        seats[self.rank] = value
-        self.sum([seats])
-        return seats.max()
+        """The largest of the ranks' scalars; NaN if one of them is NaN."""
+        values = value.new_zeros(self.world)
+        values[self.rank] = value
+        self.sum([values])
+        return values.max()
 
     def close(self) -> None:
-        """Leave; a rank that still waits for this one gets `RankLost`."""
+        """Leave the process group; a rank that still waits for this one gets `RankLost`."""
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
-    def _lost(self, doing: str, error: RuntimeError) -> RankLost:
+    def _lost(self, activity: str, error: RuntimeError) -> RankLost:
         cause = (str(error).splitlines() or [""])[0]
         return RankLost(
-            f"rank {self.rank} of {self.world} is alone while {doing}: another rank died, failed, "
-            f"or took more than {self.timeout.total_seconds():g} s ({cause})"
+            f"rank {self.rank} of {self.world} is alone while {activity}: another rank died, "
+            f"failed, or took more than {self.timeout.total_seconds():g} s ({cause})"
         )

@@ -1,26 +1,27 @@
-"""Prompt sets: from a file (`files.py`), or built in, made from their rules (`templates.py`)."""
+"""Prompt sets, which are read from a file (`files.py`) or built in (`templates.py`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from b2ray.config.paths import find
 from b2ray.errors import ConfigError
-from b2ray.options import find
 from b2ray.prompts.files import read_file
 from b2ray.prompts.templates import BUILT_IN
 
 if TYPE_CHECKING:
-    from b2ray.demonstrations import Demonstration
+    from b2ray.prompts.demonstrations import Demonstration
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts, each once.
+    """A set of prompts.
 
     Attributes:
-        texts: the prompts.
-        weights: how often training draws each, up to a common factor; equal if left out.
+        texts: the prompts, each of which occurs once.
+        weights: how often training draws each prompt, up to a common factor. Without weights all
+            prompts are drawn equally often.
     """
 
     texts: tuple[str, ...]
@@ -36,7 +37,9 @@ class PromptSets:
     """The prompts of a run.
 
     Attributes:
-        demonstrations: pictures with captions, where they stand in the place of rewards.
+        train: the prompts of training.
+        heldout: the prompts of held-out evaluations.
+        demonstrations: pictures with captions, for training on demonstrations instead of rewards.
     """
 
     train: PromptSet
@@ -44,25 +47,26 @@ class PromptSets:
     demonstrations: tuple[Demonstration, ...] = ()
 
     def evaluated(self) -> dict[str, tuple[str, ...]]:
-        """What an evaluation looks at, by the name of the set; weights play no part in it."""
+        """The prompts of an evaluation by the name of their set; evaluations ignore the weights."""
         sets = {"train": self.train, "heldout": self.heldout}
-        return {name: found.texts for name, found in sets.items() if found}
+        return {name: prompts.texts for name, prompts in sets.items() if prompts}
 
     def trained(self) -> tuple[str, ...]:
-        """All prompts that trajectories can have."""
+        """All prompts that a trajectory of training can have, including captions."""
         captions = [d.caption for d in self.demonstrations]
         return tuple(dict.fromkeys([*self.train.texts, *captions]))
 
 
 def read(field: str, value: str) -> PromptSet:
-    """The built-in set of this name, or the set in this file.
+    """Read a prompt set.
 
     Args:
-        field: the configuration's field, for messages.
+        field: name of the configuration's field, for messages.
         value: a key of `templates.BUILT_IN`, or the path of a .txt, .jsonl or .csv file.
 
     Raises:
-        ConfigError: one sentence that names the field, the file, the line and the remedy.
+        ConfigError: there is no such set or file, or the file is wrong; the sentence names the
+            field, the file, the line and the remedy.
     """
     if value in BUILT_IN:
         return PromptSet(BUILT_IN[value]())

@@ -1,4 +1,4 @@
-"""The run's page: one HTML file that shows what came of a run, or how it goes on."""
+"""The run's page: one HTML file that shows the results of a run, or how far it is."""
 
 from __future__ import annotations
 
@@ -12,12 +12,21 @@ FILE = "report.html"
 
 
 def write(path: Path, config: Config, output: Path | None = None) -> Path:
-    """Write a run's page; returns its file, by default RUN/report.html.
+    """Write the page of a run.
+
+    Args:
+        path: the run's folder.
+        config: the run's configuration.
+        output: the file to write; RUN/report.html by default.
+
+    Returns:
+        The file.
 
     Raises:
-        OSError, ValueError, KeyError: a file of the run's is missing or broken, or the disk full.
+        OSError: a file of the run is missing, or the page cannot be written.
+        ValueError, KeyError: a file of the run is broken.
     """
-    from b2ray.report.page import page  # matplotlib, and most of a run does without
+    from b2ray.report.page import page  # imports matplotlib, which the rest of a run does not need
 
     file = path / FILE if output is None else output
     write_atomically(file, page(path, config))
@@ -25,7 +34,7 @@ def write(path: Path, config: Config, output: Path | None = None) -> Path:
 
 
 def verdict(path: Path, config: Config) -> str:
-    """What came of a run, in a line; empty if that cannot be told."""
+    """Return the outcome of a run in one line; an empty text if its files cannot be read."""
     from b2ray.report import words
     from b2ray.report.record import Record
 
@@ -36,10 +45,14 @@ def verdict(path: Path, config: Config) -> str:
 
 
 def try_to_write(path: Path, config: Config) -> Path | None:
-    """`write` at the end of a run, which a page that cannot be made does not fail."""
+    """Write the page at the end of a run; print a warning if it cannot be written.
+
+    Returns:
+        The file; None if there is none.
+    """
     try:
         return write(path, config)
-    except Exception as error:  # whatever it is, the run is worth more
+    except Exception as error:  # no error of the page may fail a run that has finished
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         print(f"warning: the run's page could not be made ({reason})", file=sys.stderr)
         return None

@@ -1,4 +1,4 @@
-"""Pictures inside the page: small files as data, as many as its size allows."""
+"""The pictures of the page: small files inside it as data: URLs, as many as its size allows."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from pathlib import Path
 
 from PIL import Image
 
-from b2ray import trees
+from b2ray.diffusion.pictures import UNCHANGED
 from b2ray.report.record import SETS, Record
-from b2ray.trees import PNG
+from b2ray.tracking import branch_trees as trees
+from b2ray.tracking.branch_trees import PNG
 
-# Bytes that pictures of each kind may have in the page, which shall stay under 3 MB.
+# The most bytes of the pictures before and after, and of the branch trees: a page has at most 3 MB.
 COMPARED, BRANCHED = 1_000_000, 1_300_000
-PAIRS = 12  # of each prompt set, at the most
-SIDE = 192  # pixels of a compared picture's longer side, at the most
+PAIRS = 12  # the most pairs of each prompt set
+SIDE = 192  # the most pixels of the longer side of a picture before or after
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture as the page has it.
+    """A picture in the page.
 
     Attributes:
-        source: a data: address.
-        sharp: whether it is so small that its pixels are to be seen.
+        source: a data: URL.
+        width: pixels.
+        height: pixels.
     """
 
     source: str
@@ -35,16 +37,19 @@ class Shown:
 
     @property
     def sharp(self) -> bool:
-        """Whether it is so small that it is enlarged by whole pixels."""
-        return max(self.width, self.height) <= trees.EXACT
+        """Whether the picture is so small that the page enlarges it without smoothing."""
+        return max(self.width, self.height) <= UNCHANGED
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A seed before and after.
+    """Two pictures of the same prompt and seed, before and after.
 
     Attributes:
-        scores: (reward's name, before, after).
+        prompt: the prompt of both.
+        before: the picture of the first evaluation.
+        after: the picture of the last evaluation.
+        scores: (name of the reward, score before, score after).
     """
 
     prompt: str
@@ -55,7 +60,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Compared:
-    """The pairs of one prompt set, and between which stages they are."""
+    """The pairs of one prompt set.
+
+    Attributes:
+        prompts: `train` or `heldout`, the set.
+        title: the set as the page calls it.
+        first: the stage of the pictures before.
+        last: the stage of the pictures after.
+        pairs: the pictures.
+    """
 
     prompts: str
     title: str
@@ -66,15 +79,15 @@ class Compared:
 
 @dataclass(frozen=True)
 class ShownLeaf:
-    """A leaf for the page."""
+    """A leaf of a branch tree with its picture in the page."""
 
     picture: Shown
-    leaf: trees.Leaf
+    leaf: trees.TreeLeaf
 
 
 @dataclass(frozen=True)
 class ShownTree:
-    """A group for the page."""
+    """A branch tree with its pictures in the page."""
 
     tree: trees.Tree
     fork: Shown
@@ -82,10 +95,10 @@ class ShownTree:
 
 
 def shown(content: bytes) -> Shown:
-    """A PNG or JPEG file's content as the page has it.
+    """Turn the content of a PNG or JPEG file into a picture of the page.
 
     Raises:
-        OSError: it is no picture.
+        OSError: the content is no such picture.
     """
     with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
         width, height = image.size
@@ -95,39 +108,43 @@ def shown(content: bytes) -> Shown:
 
 
 def compared(record: Record) -> list[Compared]:
-    """Pictures of the same seeds at the first and the last evaluation that kept some."""
-    found = []
+    """Pair the pictures of the first and the last evaluation that has pictures, per prompt set."""
+    sets = []
     for prompts, steps in record.evaluated.items():
-        kept = [s for s in steps if _strip(record, s, prompts).is_file()]
-        if len(kept) < 2:
+        pictured = [s for s in steps if _strip(record, s, prompts).is_file()]
+        if len(pictured) < 2:
             continue
-        pairs = _pairs(record, prompts, kept[0], kept[-1])
+        first, last = pictured[0], pictured[-1]
+        pairs = _pairs(record, prompts, first, last)
         if pairs:
-            found.append(Compared(prompts, SETS[prompts], kept[0], kept[-1], pairs))
-    return found
+            sets.append(Compared(prompts, SETS[prompts], first, last, pairs))
+    return sets
 
 
 def branched(record: Record) -> list[tuple[int, list[ShownTree]]]:
-    """(stage, its trees) of as many stages as there is room for: the first, the last, and others
-    at equal distances between them."""
-    there = [s for s in trees.stages(record.folder.path) if s <= record.stage]
-    if not there:
+    """Return (stage, branch trees) of as many stages as the size of the page allows.
+
+    These are the first stage, the last, and others at equal distances between them.
+    """
+    available = [s for s in trees.stages(record.folder.path) if s <= record.stage]
+    if not available:
         return []
-    one = sum(_size(tree) for tree in trees.load(record.folder.path, there[-1]))
-    room = max(1, BRANCHED // max(1, one))
-    found, left = [], BRANCHED
-    # The last counts most: it has its place first.
-    for stage in reversed(_spaced(there, room)):
+    # The last stage serves as an estimate of how many bytes a stage takes.
+    bytes_of_last = sum(_size(tree) for tree in trees.load(record.folder.path, available[-1]))
+    count = max(1, BRANCHED // max(1, bytes_of_last))
+    chosen, bytes_left = [], BRANCHED
+    # The last stage matters most, so it is the first to take its bytes.
+    for stage in reversed(_spaced(available, count)):
         loaded = trees.load(record.folder.path, stage)
-        left -= sum(map(_size, loaded))
-        if left < 0:
+        bytes_left -= sum(map(_size, loaded))
+        if bytes_left < 0:
             break
-        found.append((stage, [_shown_tree(tree) for tree in loaded]))
-    return found[::-1]
+        chosen.append((stage, [_shown_tree(tree) for tree in loaded]))
+    return chosen[::-1]
 
 
 def _spaced(values: Sequence[int], count: int) -> list[int]:
-    """At most so many of them, at equal distances, the last one included."""
+    """Choose at most `count` values at equal distances, the last one among them."""
     if len(values) <= count:
         return list(values)
     if count == 1:
@@ -136,7 +153,7 @@ def _spaced(values: Sequence[int], count: int) -> list[int]:
 
 
 def _size(tree: trees.Tree) -> int:
-    """Bytes in the page."""
+    """Return the bytes that the pictures of a tree take in the page, encoded in base64."""
     pictures = [tree.fork, *(leaf.picture for leaf in tree.leaves)]
     return sum(len(p) * 4 // 3 + 4 for p in pictures)
 
@@ -160,28 +177,29 @@ def _pairs(record: Record, prompts: str, first: int, last: int) -> list[Pair]:
         _cut(_strip(record, s, prompts), min(previews, len(record.prompts(s, prompts))), count)
         for s in (first, last)
     )
-    pairs, left = [], COMPARED // 2
+    # Both prompt sets share the bytes.
+    pairs, bytes_left = [], COMPARED // 2
     for i in range(count):
-        left -= len(before[i].source) + len(after[i].source)
-        if left < 0:
+        bytes_left -= len(before[i].source) + len(after[i].source)
+        if bytes_left < 0:
             break
         scores = [(n, float(old[n][i]), float(new[n][i])) for n in names]
         pairs.append(Pair(texts[i], before[i], after[i], scores))
     return pairs
 
 
-def _cut(file: Path, held: int, count: int) -> list[Shown]:
-    """The first pictures of a strip of `held`, small."""
+def _cut(file: Path, in_strip: int, count: int) -> list[Shown]:
+    """Return the first `count` pictures of a strip that has `in_strip` of them, made small."""
     with Image.open(file, formats=("PNG",)) as image:
         strip = image.convert("RGB")
-    width = strip.width // held
+    width = strip.width // in_strip
     boxes = [(i * width, 0, (i + 1) * width, strip.height) for i in range(count)]
     return [shown(_file(strip.crop(box))) for box in boxes]
 
 
 def _file(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    if max(image.size) <= trees.EXACT:
+    if max(image.size) <= UNCHANGED:
         image.save(file, format="PNG", optimize=True)
     else:
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)

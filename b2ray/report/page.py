@@ -1,4 +1,4 @@
-"""The run's page: one HTML file with everything in it."""
+"""Makes the page of a run: one HTML file that needs no other files."""
 
 from __future__ import annotations
 
@@ -15,20 +15,26 @@ from b2ray.report import images, plots, words
 from b2ray.report.record import SETS, Record
 from b2ray.tracking.folder import dump
 
-ROWS = 200  # of a table, at the most
+ROWS = 200  # the most rows of a table
 
-_drawing = threading.Lock()  # matplotlib's settings are the process's
+_drawing = threading.Lock()  # held while drawing: matplotlib's settings are those of the process
 
 
 def page(path: Path, config: Config, live: bool = False) -> str:
-    """The page of a run as it is now.
+    """Make the page of a run as it is now.
 
     Args:
         path: the run's folder.
-        live: with the few lines by which a page that is served looks for news.
+        config: the run's configuration.
+        live: whether the page reloads itself when the run has something new; `b2ray watch` serves
+            such a page.
+
+    Returns:
+        The page as HTML.
 
     Raises:
-        OSError, ValueError, KeyError: a file of the run's is missing, or broken.
+        OSError: a file of the run is missing.
+        ValueError, KeyError: a file of the run is broken.
     """
     record = Record.read(path, config)
     with _drawing:
@@ -59,31 +65,31 @@ def page(path: Path, config: Config, live: bool = False) -> str:
 
 
 def stamp(path: Path) -> str:
-    """What changes when there is something new to show."""
+    """Return a text that changes when the files of a run change."""
     files = (path / name for name in ("metrics.jsonl", "fleet.jsonl", "summary.json"))
     return "-".join(str(f.stat().st_mtime_ns if f.exists() else 0) for f in files)
 
 
 def _environment() -> Environment:
-    found = Environment(
+    environment = Environment(
         loader=PackageLoader("b2ray.report", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    found.filters.update(
+    environment.filters.update(
         number=words.number,
         signed=words.signed,
         duration=words.duration,
         clock=lambda t: time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(t)),
     )
-    found.globals.update(sets=SETS)
-    return found
+    environment.globals.update(sets=SETS)
+    return environment
 
 
 def _facts(record: Record) -> list[tuple[str, str]]:
-    """What a person asks first."""
+    """Return the most important facts about the run, as (label, text)."""
     config = record.config
     last = record.lines[-1] if record.lines else {}
     start, end = config.interval_bounds
@@ -102,11 +108,11 @@ def _facts(record: Record) -> list[tuple[str, str]]:
 
 
 def _table(record: Record) -> tuple[list[str], list[list[str]]]:
-    """The figures' numbers: (headings, a row a stage; of many stages some)."""
-    own = ("reward/mean", "demonstrations/kl", "interval", "cost/reward_queries")
+    """Return the metrics as (headings, rows): one row per stage, or `ROWS` evenly spaced stages."""
+    of_training = ("reward/mean", "demonstrations/kl", "interval", "cost/reward_queries")
     measured = sorted({k for line in record.lines for k in line if k.startswith("eval/")})
     more = ("diversity/pairwise", "diversity/vendi", "time/total")
-    names = [k for k in (*own, *measured, *more) if any(k in line for line in record.lines)]
+    names = [k for k in (*of_training, *measured, *more) if any(k in line for line in record.lines)]
     lines = record.lines
     if len(lines) > ROWS:
         lines = [lines[round(i * (len(lines) - 1) / (ROWS - 1))] for i in range(ROWS)]
@@ -119,7 +125,7 @@ def _table(record: Record) -> tuple[list[str], list[list[str]]]:
 
 
 def _totals(record: Record) -> list[tuple[str, float, float]]:
-    """(phase, seconds, share of all phases)."""
-    found = {name: float(values.sum()) for name, values in plots.phases(record).items()}
-    total = sum(found.values())
-    return [(name, value, value / total if total else 0.0) for name, value in found.items()]
+    """Return (phase, seconds, share of all phases) for the whole run."""
+    totals = {name: float(values.sum()) for name, values in plots.phases(record).items()}
+    total = sum(totals.values())
+    return [(name, value, value / total if total else 0.0) for name, value in totals.items()]

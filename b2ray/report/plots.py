@@ -1,6 +1,7 @@
-"""The page's figures: matplotlib's SVG, in the page's own colours, so that they follow its theme.
+"""The plots of the page, drawn by matplotlib as SVG.
 
-Each is drawn twice, for a wide page and for a phone; the page shows one of them.
+Every plot is drawn twice, for a wide screen and for a phone, and the page's style shows one of
+them. The SVG refers to the page's colours, so that a plot follows the light or dark theme.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from matplotlib.ticker import MaxNLocator
 from b2ray.report.record import PHASES, SETS, Record
 
 WIDE, NARROW = 1000, 350  # pixels across
-PANEL = 170  # pixels of a panel's height
-BINS = 120  # bars of a figure, or marks in a row, at the most
-# What stands in a drawing for a colour that the page decides.
+PANEL = 170  # height of a panel in pixels
+BINS = 120  # the most bars of a plot, and the most markers side by side
+# Placeholders: `_inline` replaces these colours by those of the page.
 INK, RULE = "#000101", "#000102"
 SERIES = ("#000201", "#000202", "#000203", "#000204", "#000205")
 COLOURS = {
@@ -52,12 +53,14 @@ SETTINGS: Any = {
     "legend.frameon": False,
     "legend.fontsize": 11,
 }
+# Events of workers that are drawn, with their marker and label.
 HAPPENED = {"died": ("X", "died"), "drains": ("v", "leaves its node"), "ready": ("o", "back")}
 
 
 def progress(record: Record) -> str:
-    """Rewards over reward queries, with the interval beneath."""
+    """Plot every reward over the reward queries, with the interval of each stage below."""
     config = record.config
+    # Each panel is a title with its curves, as (metric, label, line and marker, colour).
     panels: list[tuple[str, list[tuple[str, str, str, int]]]] = []
     if config.rewards:
         stage = ("reward/mean", "each stage's own pictures", "-", 2)
@@ -65,8 +68,8 @@ def progress(record: Record) -> str:
         if len(config.rewards) > 1:
             panels += [(f"{r.name}, a part of it", _fixed(r.name)) for r in config.rewards]
     else:
-        followed = [("demonstrations/kl", "each stage's", "-", 2)]
-        panels.append(("nats from the demonstrations", followed))
+        kl = [("demonstrations/kl", "each stage's", "-", 2)]
+        panels.append(("nats from the demonstrations", kl))
     for reward in config.evaluation.heldout_rewards:
         panels.append((f"{reward.name}, not trained on", _fixed(reward.name)))
 
@@ -78,37 +81,40 @@ def progress(record: Record) -> str:
         _interval(axes[-1], record)
         _below(axes[-1], record)
 
-    said = [f"{title}: {_in_words(record, lines)}" for title, lines in panels]
+    sentences = [f"{title}: {_in_words(record, lines)}" for title, lines in panels]
     n = record.series("interval")[1]
     if len(n):
-        said.append(f"the interval goes from {n[0]:.0f} to {n[-1]:.0f} steps")
-    return _both(draw, "progress", PANEL * (len(panels) + 1) + 40, "; ".join(said))
+        sentences.append(f"the interval goes from {n[0]:.0f} to {n[-1]:.0f} steps")
+    return _in_two_widths(draw, "progress", PANEL * (len(panels) + 1) + 40, "; ".join(sentences))
 
 
 def diversity(record: Record) -> str | None:
-    """How different the pictures of a prompt are; None if it was not measured."""
+    """Plot how much the pictures of a prompt differ; None if the run has not measured it."""
     titles = {
         "diversity/pairwise": "distance of two pictures of a prompt",
         "diversity/vendi": "Vendi score of the pictures of a prompt",
     }
-    there = {k: v for k, v in titles.items() if len(record.series(k)[0])}
-    if not there:
+    measured = {k: v for k, v in titles.items() if len(record.series(k)[0])}
+    if not measured:
         return None
 
     def draw(figure: Figure) -> None:
-        axes = _panels(figure, [1.0] * len(there))
-        for axis, (name, title) in zip(axes, there.items(), strict=True):
+        axes = _panels(figure, [1.0] * len(measured))
+        for axis, (name, title) in zip(axes, measured.items(), strict=True):
             axis.set_title(title)
             _lines(axis, record, [(name, "", "o-", 0)])
             axis.set_ylim(bottom=0)
         _below(axes[-1], record)
 
-    said = [f"{t}: {_in_words(record, [(n, '', '', 0)])}" for n, t in there.items()]
-    return _both(draw, "diversity", PANEL * len(there) + 40, "; ".join(said))
+    sentences = [f"{t}: {_in_words(record, [(n, '', '', 0)])}" for n, t in measured.items()]
+    return _in_two_widths(draw, "diversity", PANEL * len(measured) + 40, "; ".join(sentences))
 
 
 def seconds(record: Record) -> str | None:
-    """Where each stage's time went, with what happened to the fleet beneath."""
+    """Plot the seconds of each phase of every stage, with the events of the workers below.
+
+    Returns None if no time was measured yet.
+    """
     parts, edges = _binned(record, phases(record))
     if not parts:
         return None
@@ -133,30 +139,35 @@ def seconds(record: Record) -> str | None:
         axes[-1].set_xlim(edges[0], edges[-1])
 
     total = {name: values.sum() for name, values in parts.items()}
-    said = ", ".join(f"{name} {value:.0f} s" for name, value in total.items())
+    totals = ", ".join(f"{name} {value:.0f} s" for name, value in total.items())
     slots = len({e["slot"] for e in events})
     height = int(PANEL * 1.5) + 60 + (70 + 27 * slots if events else 0)
-    words = f"time by stage, in all: {said}; {len(events)} fleet events"
-    return _both(draw, "seconds", height, words)
+    label = f"time by stage, in all: {totals}; {len(events)} fleet events"
+    return _in_two_widths(draw, "seconds", height, label)
 
 
 def phases(record: Record) -> dict[str, np.ndarray]:
-    """Seconds of each phase, one for each line of the record.
+    """Return the seconds of each phase in every line of the record, each of shape (N,).
 
-    `other` is what is no phase: commits, pictures, MLflow. Phases may overlap
-    (`learner.max_lag`): then it is none.
+    `other` is the time outside of all phases, such as for commits and pictures. With
+    `learner.max_lag` phases overlap and may sum to more than the stage took; `other` is 0 then.
+    Phases that never took time are left out.
     """
     lines = record.lines
-    found = {p: np.array([line.get(f"time/{p}", 0.0) for line in lines]) for p in PHASES}
+    by_phase = {p: np.array([line.get(f"time/{p}", 0.0) for line in lines]) for p in PHASES}
     total = np.diff([0.0, *(line.get("time/total", 0.0) for line in lines)])
-    found["other"] = np.maximum(0.0, total - sum(found.values()))
-    return {name: values for name, values in found.items() if values.any()}
+    by_phase["other"] = np.maximum(0.0, total - sum(by_phase.values()))
+    return {name: values for name, values in by_phase.items() if values.any()}
 
 
 def _binned(
     record: Record, parts: dict[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Means over so many stages that a figure has room for them, and the bars' edges."""
+    """Average the seconds over neighbouring stages, so that there are at most `BINS` bars.
+
+    Returns:
+        The heights of the bars by phase, and the edges of the bars on the axis of stages.
+    """
     lines = record.lines
     if not parts:
         return {}, np.zeros(0)
@@ -165,11 +176,11 @@ def _binned(
     return {n: np.array([v[b].mean() for b in bins]) for n, v in parts.items()}, np.array(edges)
 
 
-# --- parts of figures --------------------------------------------------------------------------
+# --- parts of plots ----------------------------------------------------------------------------
 
 
 def _fixed(name: str) -> list[tuple[str, str, str, int]]:
-    """A reward on fixed seeds, as (figure, label, line and marker, colour)."""
+    """Return the curves of a reward's evaluations: (metric, label, line and marker, colour)."""
     styles = {"train": ("o-", 0), "heldout": ("s--", 1)}
     return [
         (f"eval/{which}/{name}", f"fixed seeds, {SETS[which]}", *styles[which]) for which in SETS
@@ -177,6 +188,7 @@ def _fixed(name: str) -> list[tuple[str, str, str, int]]:
 
 
 def _panels(figure: Figure, heights: Sequence[float]) -> list[Axes]:
+    """Stack panels of these relative heights, which share their x axis."""
     axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
     for axis in axes[:, 0]:
         axis.grid(linewidth=0.6)
@@ -185,20 +197,22 @@ def _panels(figure: Figure, heights: Sequence[float]) -> list[Axes]:
 
 
 def _lines(axis: Axes, record: Record, lines: Sequence[tuple[str, str, str, int]]) -> None:
-    for name, label, marks, colour in lines:
+    """Draw curves, each given as (metric, label, line and marker, colour)."""
+    for name, label, line_and_marker, colour in lines:
         x, y = record.series(name)
-        keep = np.isfinite(y)
-        if keep.any():
-            alone = "o" if keep.sum() == 1 else marks
-            wide = 1.8 if colour < 2 else 1.2
-            style: dict[str, Any] = {"linewidth": wide, "markersize": 5, "clip_on": False}
-            axis.plot(x[keep], y[keep], alone, color=SERIES[colour], label=label, **style)
+        finite = np.isfinite(y)
+        if finite.any():
+            # A single point has no line, so it needs a marker.
+            form = "o" if finite.sum() == 1 else line_and_marker
+            width = 1.8 if colour < 2 else 1.2
+            style: dict[str, Any] = {"linewidth": width, "markersize": 5, "clip_on": False}
+            axis.plot(x[finite], y[finite], form, color=SERIES[colour], label=label, **style)
     if any(label for _, label, _, _ in lines):
         _legend(axis)
 
 
 def _interval(axis: Axes, record: Record) -> None:
-    """The last n of T steps that each stage trains: a band from 0 up, from the first query on."""
+    """Draw how many of the last denoising steps each stage trains, as a filled area."""
     steps = record.config.sampling.steps
     axis.set_title(f"interval: the last n of {steps} steps are trained")
     done = [line for line in record.lines if "interval" in line]
@@ -212,7 +226,7 @@ def _interval(axis: Axes, record: Record) -> None:
 
 
 def _below(axis: Axes, record: Record) -> None:
-    """The axis that all panels share."""
+    """Set the label, ticks and limits of the x axis that all panels share."""
     axis.set_xlabel("reward queries" if record.by_queries else "stage")
     axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=2))
     x = record.axis(record.lines)
@@ -221,16 +235,17 @@ def _below(axis: Axes, record: Record) -> None:
 
 
 def _fleet(axis: Axes, record: Record, events: Sequence[dict[str, Any]]) -> None:
+    """Draw a marker for every event, one row per worker."""
     slots = sorted({e["slot"] for e in events})
     grain = max(1, record.stage) / BINS
     for i, (what, (marker, label)) in enumerate(HAPPENED.items()):
-        there = [e for e in events if e["what"] == what]
-        # One mark where many would lie on each other.
+        of_kind = [e for e in events if e["what"] == what]
+        # Events that are closer than `grain` stages share one marker.
         places = {
-            (round(record.stage_at(e["time"]) / grain), slots.index(e["slot"])) for e in there
+            (round(record.stage_at(e["time"]) / grain), slots.index(e["slot"])) for e in of_kind
         }
         x, y = [grain * place for place, _ in places], [slot for _, slot in places]
-        if there:
+        if of_kind:
             style: dict[str, Any] = {
                 "markersize": 7,
                 "linestyle": "none",
@@ -244,18 +259,24 @@ def _fleet(axis: Axes, record: Record, events: Sequence[dict[str, Any]]) -> None
 
 
 def _is_news(event: dict[str, Any]) -> bool:
-    """Whether something happened; that a slot is ready for the first time is none."""
+    """Return whether an event is drawn: all are, except that a worker is ready for the first time.
+
+    Only a worker that is ready again has the seconds for which it was gone.
+    """
     return event["what"] != "ready" or event.get("seconds") is not None
 
 
 def _legend(axis: Axes) -> None:
-    """What is new in a panel, to the right of a wide one, between title and panel of a narrow one:
-    there it hides nothing."""
+    """Add a legend with the labels that no panel above has.
+
+    It stands where it hides nothing: to the right of a wide panel, and between the title and a
+    narrow panel.
+    """
     figure = axis.figure
     known = {text.get_text() for legend in figure.findobj(Legend) for text in legend.get_texts()}
     handles, labels = axis.get_legend_handles_labels()
-    both = zip(labels, handles, strict=True)
-    new = {label: handle for label, handle in both if label not in known}
+    labelled = zip(labels, handles, strict=True)
+    new = {label: handle for label, handle in labelled if label not in known}
     if not new:
         return
     place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.02)}
@@ -270,38 +291,50 @@ def _legend(axis: Axes) -> None:
 
 
 def _in_words(record: Record, lines: Sequence[tuple[str, str, str, int]]) -> str:
-    said = []
+    """Describe curves by their first and last values, for people who cannot see the plot."""
+    ranges = []
     for name, label, _, _ in lines:
         _, y = record.series(name)
         if len(y):
-            said.append(f"{label} from {y[0]:.3g} to {y[-1]:.3g}".strip())
-    return ", ".join(said) or "not measured yet"
+            ranges.append(f"{label} from {y[0]:.3g} to {y[-1]:.3g}".strip())
+    return ", ".join(ranges) or "not measured yet"
 
 
 # --- from matplotlib into the page -------------------------------------------------------------
 
 
-def _both(draw: Callable[[Figure], None], name: str, height: int, label: str) -> str:
-    """The figure for a wide page and for a narrow one, of which the page's style shows one."""
+def _in_two_widths(draw: Callable[[Figure], None], name: str, height: int, label: str) -> str:
+    """Draw a plot for a wide page and for a narrow one, of which the page's style shows one.
+
+    Args:
+        draw: draws into an empty figure.
+        name: makes the ids in the SVG unique within the page.
+        height: pixels of the wide plot.
+        label: describes the plot to people who cannot see it.
+
+    Returns:
+        Two HTML elements.
+    """
     return "".join(
-        f'<div class="{size}">{_svg(draw, f"{name}-{size}", width, tall, label)}</div>'
-        for size, width, tall in (("wide", WIDE, height), ("narrow", NARROW, height * 1.35))
+        f'<div class="{size}">{_svg(draw, f"{name}-{size}", width, pixels, label)}</div>'
+        for size, width, pixels in (("wide", WIDE, height), ("narrow", NARROW, height * 1.35))
     )
 
 
 def _svg(draw: Callable[[Figure], None], name: str, width: int, height: float, label: str) -> str:
-    """An inline SVG whose units are pixels."""
+    """Draw a plot as inline SVG, whose units are pixels."""
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
         draw(figure)
         file = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
     return _inline(file.getvalue(), name, label)
 
 
 def _inline(svg: str, name: str, label: str) -> str:
-    """Without what only a file needs, with ids of its own, and in the page's colours."""
+    """Turn an SVG file into an element of the page."""
+    # Remove what only a file needs: the XML declaration, the doctype and metadata.
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     box = re.search(r'viewBox="([^"]*)"', svg)
@@ -313,6 +346,7 @@ def _inline(svg: str, name: str, label: str) -> str:
         svg,
         count=1,
     )
+    # Make ids unique within the page, and use the fonts and colours of the page.
     for before in ('\\bid="', r"url\(#", 'href="#'):
         svg = re.sub(f"({before})", rf"\g<1>{name}-", svg)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px system-ui, sans-serif", svg)

@@ -1,4 +1,4 @@
-"""What the page shows of a run, read from its folder alone, also while the run goes on."""
+"""Reads what the page shows of a run from the run's folder, also while the run goes on."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ PHASES = ("sample", "update", "sync", "evaluate")
 
 @dataclass(frozen=True)
 class Change:
-    """A reward before and after on the same seeds.
+    """How a reward changed from the first evaluation to the last, on the same seeds.
 
     Attributes:
-        name: the reward's; `reward` is the sum that is trained on.
-        prompts: `train` or `heldout`, the set.
-        before, after: means over the pictures that both evaluations have.
-        rise: the mean difference.
-        error: the standard error of that, from the differences of the same seeds.
-        count: pictures.
+        name: the name of the reward; `reward` is the weighted sum that is trained on.
+        prompts: `train` or `heldout`, the prompt set.
+        before: the mean at the first evaluation over the pictures that both evaluations have.
+        after: the mean at the last evaluation over the same pictures.
+        rise: the mean of the paired differences.
+        error: the standard error of `rise`, 0 for a single picture.
+        count: the number of pictures.
     """
 
     name: str
@@ -42,17 +43,18 @@ class Change:
 
     @property
     def direction(self) -> int:
-        """1 or -1 if it changed by more than two standard errors, else 0."""
+        """1 or -1 if the reward changed by more than two standard errors, else 0."""
         return int(np.sign(self.rise)) if abs(self.rise) > 2 * self.error else 0
 
 
 @dataclass(frozen=True)
 class Record:
-    """A run's folder as it is now.
+    """The content of a run's folder at one moment.
 
     Attributes:
-        lines: of metrics.jsonl, before the run, then a stage each.
-        events: of fleet.jsonl.
+        folder: the run's folder, for reading only.
+        lines: the lines of metrics.jsonl: one from before the first stage, then one per stage.
+        events: the lines of fleet.jsonl.
     """
 
     folder: RunFolder
@@ -61,7 +63,12 @@ class Record:
 
     @classmethod
     def read(cls, path: Path, config: Config) -> Record:
-        """Read what is there; a file that is being written is read up to its last whole line."""
+        """Read a run's folder; files that are being written are read up to their last newline.
+
+        Args:
+            path: the run's folder.
+            config: the run's configuration.
+        """
         folder = RunFolder(path, config)
         return cls(folder, folder.metrics(), _events(folder.events_file))
 
@@ -72,7 +79,7 @@ class Record:
 
     @property
     def stage(self) -> int:
-        """Stages that are done; -1: not even the evaluation before the first."""
+        """How many stages are done; -1 before the evaluation that precedes the first stage."""
         return int(self.lines[-1]["step"]) if self.lines else -1
 
     @property
@@ -82,21 +89,21 @@ class Record:
 
     @property
     def by_queries(self) -> bool:
-        """Whether figures are drawn over reward queries; without rewards it is over stages."""
+        """Whether plots have reward queries on their x axis; a run without rewards has stages."""
         return bool(self.config.rewards)
 
     def axis(self, lines: list[Line]) -> np.ndarray:
-        """Where stages are on the figures' axis, float64, one for each line."""
+        """Return the position of each line on the x axis of the plots, float64, shape (N,)."""
         name = "cost/reward_queries" if self.by_queries else "step"
         return np.array([line.get(name, 0.0) for line in lines], np.float64)
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(places on the axis, values) of a figure, where it was measured."""
-        there = [line for line in self.lines if name in line]
-        return self.axis(there), np.array([line[name] for line in there], np.float64)
+        """Return where a metric was measured on the x axis, and its values, each of shape (N,)."""
+        measured = [line for line in self.lines if name in line]
+        return self.axis(measured), np.array([line[name] for line in measured], np.float64)
 
     def stage_at(self, time: float) -> float:
-        """The stage of a moment, between two stages a fraction.
+        """Return the stage at a moment, interpolated between the ends of two stages.
 
         Args:
             time: seconds since 1970.
@@ -108,36 +115,42 @@ class Record:
 
     @cached_property
     def evaluated(self) -> dict[str, list[int]]:
-        """The stages at which each prompt set was evaluated."""
-        found: dict[str, list[int]] = {}
+        """The stages after which each prompt set was evaluated, in ascending order."""
+        stages: dict[str, list[int]] = {}
         for file in sorted((self.folder.path / "evaluations").glob("step-*.json")):
             match = re.fullmatch(r"step-(\d{5,})_(\w+)\.json", file.name)
             if match and match[2] in SETS and int(match[1]) <= self.stage:
-                found.setdefault(match[2], []).append(int(match[1]))
-        return {name: sorted(found[name]) for name in SETS if name in found}
+                stages.setdefault(match[2], []).append(int(match[1]))
+        return {name: sorted(stages[name]) for name in SETS if name in stages}
 
     @cached_property
     def changes(self) -> list[Change]:
-        """Every reward on every prompt set, from the first evaluation to the last."""
-        found = []
+        """How every reward changed on every prompt set, from the first evaluation to the last."""
+        changes = []
         for prompts, steps in self.evaluated.items():
             if len(steps) < 2:
                 continue
             before, after = (self.folder.scores(s, prompts) for s in (steps[0], steps[-1]))
-            found += [_change(n, prompts, before[n], after[n]) for n in after if n in before]
+            changes += [_change(n, prompts, before[n], after[n]) for n in after if n in before]
         names = ["reward", *(r.name for r in self.config.all_rewards)]
         if len(self.config.rewards) == 1 and self.config.rewards[0].weight == 1.0:
-            names.remove(self.config.rewards[0].name)  # the sum says the same
+            names.remove(self.config.rewards[0].name)  # it is equal to the sum
         order = {name: i for i, name in enumerate(names)}
-        return sorted((c for c in found if c.name in order), key=lambda c: order[c.name])
+        return sorted((c for c in changes if c.name in order), key=lambda c: order[c.name])
 
     def prompts(self, step: int, prompts: str) -> list[str]:
-        """The prompt of each picture of an evaluation."""
+        """Return the prompt of each picture of an evaluation.
+
+        Args:
+            step: the number of stages before the evaluation.
+            prompts: `train` or `heldout`, the prompt set.
+        """
         return self.folder.prompts(step, prompts)
 
 
 def _change(name: str, prompts: str, before: np.ndarray, after: np.ndarray) -> Change:
-    n = min(len(before), len(after))  # the first pictures of the longer one are the other's
+    # The shorter evaluation has the first pictures of the longer one.
+    n = min(len(before), len(after))
     before, after = before[:n], after[:n]
     rise = after - before
     error = float(rise.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0

@@ -1,10 +1,11 @@
-"""Rewards: one protocol, one registry, one file each.
+"""The rewards: their protocol, their registry, and one file for each.
 
-A reward is a class with `score(images, prompts)`, images uint8 of shape (N, height, width, 3),
-returning N float32 scores; the same input gives the same scores. It may have `embed(images)`, which
-returns unit vectors of shape (N, D) for the diversity figures. Built-in rewards are made with
-`(spec, options, device)`; your own class, named as `module:Class`, is made without arguments, and
-your own function, `module:function`, is called as `score` is.
+A reward is a class with a method `score(images, prompts)`, which takes uint8 images of shape
+(N, height, width, 3) and N prompts and returns N float32 scores. The same input has to give the
+same scores. A method `embed(images)` is optional; it returns unit vectors of shape (N, D), from
+which diversity is computed. Built-in rewards are constructed with `(spec, options, device)`. Your
+own class, named as `module:Class`, is constructed without arguments, and your own function, named
+as `module:function`, is called as `score` is.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from b2ray.config import Reward, Section
-from b2ray.discretion import shown
+from b2ray.config.secrets import shown
 from b2ray.errors import ConfigError
-from b2ray.imports import uncollected
+from b2ray.imports import gc_paused
 from b2ray.rewards.options import OPTIONS
 
 if TYPE_CHECKING:
@@ -40,19 +41,33 @@ BUILT_IN = {
 }
 
 
-class Scorer(Protocol):
-    """What every reward can do."""
+class RewardModel(Protocol):
+    """The interface of every reward."""
 
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        """float32 scores, shape (N,), of uint8 images (N, height, width, 3) for N prompts."""
+        """Score images for their prompts.
+
+        Args:
+            images: uint8, shape (N, height, width, 3).
+            prompts: the prompt of each image, length N.
+
+        Returns:
+            float32, shape (N,).
+        """
         ...
 
 
 def check(spec: Reward) -> None:
-    """Refuse a reward whose module is not there or whose options are wrong.
+    """Check that a reward's module exists and that its options are valid.
 
-    Nothing heavy is imported. A module that comes with the reward's own Python environment is
-    looked for only there.
+    Neither the module nor anything heavy is imported. If the reward has its own Python environment,
+    the module is not looked for here.
+
+    Args:
+        spec: the reward's specification.
+
+    Raises:
+        ConfigError: the kind is unknown, the module does not exist, or an option is wrong.
     """
     options(spec)
     if spec.kind in BUILT_IN:
@@ -66,10 +81,10 @@ def check(spec: Reward) -> None:
     if spec.workers is not None and spec.workers.runtime_env:
         return
     try:
-        there = importlib.util.find_spec(module) is not None
+        exists = importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
-        there = False
-    if not there:
+        exists = False
+    if not exists:
         raise ConfigError(
             f"reward {spec.name!r} has kind {spec.kind!r}: there is no module {module!r} on the "
             "Python path (the working directory is on it)"
@@ -77,7 +92,14 @@ def check(spec: Reward) -> None:
 
 
 def options(spec: Reward) -> Section:
-    """The options of a reward as its kind's model."""
+    """Validate the options of a reward.
+
+    Returns:
+        The options as the model of the reward's kind (`b2ray.rewards.options.OPTIONS`).
+
+    Raises:
+        ConfigError: an option is unknown or has a wrong value, or a user's own reward has options.
+    """
     model = OPTIONS.get(spec.kind)
     if model is None:
         if spec.options:
@@ -99,36 +121,46 @@ def options(spec: Reward) -> Section:
         ) from error
 
 
-def load(spec: Reward, device: torch.device) -> Scorer:
-    """Make a reward from its specification."""
-    found = _find(spec)
+def load(spec: Reward, device: torch.device) -> RewardModel:
+    """Construct a reward from its specification.
+
+    Args:
+        spec: the reward's specification.
+        device: the device on which a built-in reward computes.
+
+    Raises:
+        ConfigError: the reward cannot be imported, its model cannot be loaded, or it has no method
+            `score`.
+    """
+    reward = _imported(spec)
     if spec.kind in BUILT_IN:
-        return found(spec, options(spec), device)
-    if isinstance(found, type):
-        found = found()
-    if callable(getattr(found, "score", None)):
-        return found
-    if callable(found):
-        return _Function(found)
+        return reward(spec, options(spec), device)
+    if isinstance(reward, type):
+        reward = reward()
+    if callable(getattr(reward, "score", None)):
+        return reward
+    if callable(reward):
+        return _FunctionReward(reward)
     raise ConfigError(
         f"reward {spec.name!r}: {spec.kind} is neither a function nor has it a method "
         "score(images, prompts)"
     )
 
 
-class _Function:
-    """Your own function as a reward."""
+class _FunctionReward:
+    """A user's own function as a reward."""
 
     def __init__(self, function: Any) -> None:
         self.score = function
 
 
-def _find(spec: Reward) -> Any:
-    module, _, name = BUILT_IN.get(spec.kind, spec.kind).partition(":")
+def _imported(spec: Reward) -> Any:
+    """Import the class, function or object that the reward's kind names."""
+    module_name, _, name = BUILT_IN.get(spec.kind, spec.kind).partition(":")
     try:
-        with uncollected() if spec.kind in BUILT_IN else contextlib.nullcontext():
-            found = importlib.import_module(module)
-        return getattr(found, name)
+        with gc_paused() if spec.kind in BUILT_IN else contextlib.nullcontext():
+            module = importlib.import_module(module_name)
+        return getattr(module, name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"reward {spec.name!r} has kind {spec.kind!r}, which cannot be imported: {error}"
@@ -136,35 +168,61 @@ def _find(spec: Reward) -> Any:
 
 
 class Panel:
-    """Several rewards on one device, their answers checked."""
+    """Several rewards on one device, whose scores are checked.
+
+    Args:
+        specs: the rewards' specifications.
+        device: the device of all rewards.
+
+    Raises:
+        ConfigError: as in `load`.
+    """
 
     def __init__(self, specs: Sequence[Reward], device: torch.device) -> None:
         self.rewards = {spec.name: load(spec, device) for spec in specs}
-        self._batch = {spec.name: spec.batch for spec in specs}
+        self._batch_sizes = {spec.name: spec.batch for spec in specs}
 
     def score(
         self, images: np.ndarray, prompts: Sequence[str], names: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        """Scores by reward, float32 of shape (N,).
+        """Score images with some of the rewards.
+
+        Args:
+            images: uint8, shape (N, height, width, 3).
+            prompts: the prompt of each image, length N.
+            names: names of the rewards.
+
+        Returns:
+            The scores by reward, float32, shape (N,).
 
         Raises:
-            ValueError: names the reward that answered with a wrong count or a value that is not
-                finite.
+            ValueError: a reward, which the message names, returned a wrong number of scores or a
+                score that is not finite.
         """
         return {n: self._score(n, images, prompts) for n in names}
 
     def _score(self, name: str, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        reward, batch = self.rewards[name], self._batch[name]
+        reward, size = self.rewards[name], self._batch_sizes[name]
         parts = [np.empty(0, np.float32)]
-        for low in range(0, len(prompts), batch):
-            some = list(prompts[low : low + batch])
-            parts.append(checked(name, reward.score(images[low : low + batch], some), some))
+        for low in range(0, len(prompts), size):
+            batch = list(prompts[low : low + size])
+            parts.append(checked(name, reward.score(images[low : low + size], batch), batch))
         return np.concatenate(parts)
 
     def embed(self, images: np.ndarray) -> np.ndarray | None:
-        """Unit vectors of the first reward that has them, float32 (N, D)."""
-        able = (r for r in self.rewards.values() if hasattr(r, "embed"))
-        reward = next(able, None)
+        """Embed images with the first reward that can.
+
+        Args:
+            images: uint8, shape (N, height, width, 3).
+
+        Returns:
+            Unit vectors, float32, shape (N, D); None if no reward has a method `embed`.
+
+        Raises:
+            ValueError: the reward returned a wrong number of vectors or values that are not finite.
+        """
+        embedding_rewards = (r for r in self.rewards.values() if hasattr(r, "embed"))
+        reward = next(embedding_rewards, None)
         if reward is None:
             return None
         vectors = np.asarray(reward.embed(images), np.float32)
@@ -177,7 +235,19 @@ class Panel:
 
 
 def checked(name: str, scores: object, prompts: Sequence[str]) -> np.ndarray:
-    """Scores as float32 of shape (N,), or a ValueError that names the reward."""
+    """Check the scores of a reward and convert them to float32.
+
+    Args:
+        name: name of the reward, for messages.
+        scores: what the reward returned.
+        prompts: the prompts that were scored, length N.
+
+    Returns:
+        float32, shape (N,).
+
+    Raises:
+        ValueError: the scores are no array of N finite numbers.
+    """
     try:
         values = np.asarray(scores, dtype=np.float32)
     except (TypeError, ValueError) as error:
@@ -196,7 +266,15 @@ def checked(name: str, scores: object, prompts: Sequence[str]) -> np.ndarray:
 
 
 def refuse_constant(name: str, scores: np.ndarray) -> None:
-    """A reward that says the same of every picture teaches nothing: a ValueError names it."""
+    """Refuse scores that are equal for all pictures, because nothing can be learned from them.
+
+    Args:
+        name: name of the reward, for the message.
+        scores: its scores, of any shape.
+
+    Raises:
+        ValueError: there are several scores, and all are equal.
+    """
     if scores.size > 1 and float(scores.max()) == float(scores.min()):
         raise ValueError(
             f"reward {name!r} returned {float(scores.flat[0])} for all {scores.size} pictures: a "

@@ -1,4 +1,4 @@
-"""Weights files of which every key is accounted for. All errors name the file's own keys."""
+"""Strict reading of weights files, with errors that name the keys of the file."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors file, or of a pickle of tensors alone, on the CPU.
+    """Read the tensors of a .safetensors file, or of a pickle that contains only tensors.
 
-    Those of a pickled training checkpoint are under `state_dict`.
+    In a pickled training checkpoint these are the tensors under `state_dict`.
+
+    Returns:
+        The tensors on the CPU by their keys.
 
     Raises:
-        ValueError: the pickle holds something else.
+        ValueError: the pickle contains something else.
     """
     if path.suffix == ".safetensors":
         return load_file(path)
@@ -31,7 +34,11 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def shape(tensors: Tensors, key: str) -> tuple[int, ...]:
-    """The shape of a tensor that has to be there."""
+    """The shape of a tensor.
+
+    Raises:
+        ValueError: there is no such tensor.
+    """
     if key not in tensors:
         raise ValueError(f"the key {key} is missing")
     return tuple(tensors[key].shape)
@@ -43,26 +50,27 @@ def fill(
     name: Callable[[str], str] = str,
     unused: Collection[str] = (),
 ) -> None:
-    """Load a module's every parameter, in its own dtype.
+    """Load all parameters and buffers of a module, which keeps their types.
 
     Args:
-        name: the module's key → the file's.
-        unused: keys of the file that are known and not needed.
+        module: the module.
+        tensors: the tensors of a file.
+        name: maps a key of the module to that of the file.
+        unused: keys of the file that the module does not need.
 
     Raises:
         ValueError: a key is missing or unknown, or a tensor has another shape.
     """
-    own = module.state_dict()
-    theirs = {name(key): key for key in own}
-    missing = [key for key in theirs if key not in tensors]
-    unknown = [key for key in tensors if key not in theirs and key not in unused]
-    for what, keys in (("missing", missing), ("unknown", unknown)):
+    state = module.state_dict()
+    module_keys = {name(key): key for key in state}  # by the file's keys
+    missing = [key for key in module_keys if key not in tensors]
+    unknown = [key for key in tensors if key not in module_keys and key not in unused]
+    for problem, keys in (("missing", missing), ("unknown", unknown)):
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise ValueError(f"keys are {what}: {', '.join(keys[:3])}{more}")
-    for key, ours in theirs.items():
-        if tensors[key].shape != own[ours].shape:
-            raise ValueError(
-                f"{key} has shape {tuple(tensors[key].shape)} where {tuple(own[ours].shape)} fits"
-            )
-    module.load_state_dict({ours: tensors[key] for key, ours in theirs.items()})
+            raise ValueError(f"keys are {problem}: {', '.join(keys[:3])}{more}")
+    for key, module_key in module_keys.items():
+        shape, expected = tensors[key].shape, state[module_key].shape
+        if shape != expected:
+            raise ValueError(f"{key} has shape {tuple(shape)} where {tuple(expected)} fits")
+    module.load_state_dict({own: tensors[key] for key, own in module_keys.items()})

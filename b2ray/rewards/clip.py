@@ -1,4 +1,4 @@
-"""CLIP score: the cosine between a picture's and its prompt's embedding; and PickScore."""
+"""CLIP score, the cosine of a picture's and its prompt's embeddings; and PickScore."""
 
 from __future__ import annotations
 
@@ -8,30 +8,45 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-from b2ray import hub
 from b2ray.config import Reward, Section
+from b2ray.diffusion import pretrained
 from b2ray.rewards.tower import Tower
 
 PAPER_MODEL = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
 class Clip(Tower):
-    """Any `CLIPModel`; the paper's ViT-H-14 unless the specification names another."""
+    """CLIP score of any `CLIPModel`; by default of the paper's ViT-H-14.
+
+    Args:
+        spec: the reward's specification; `spec.path` is the model's folder or hub id.
+        options: the options of the reward's kind.
+        device: the device of the model.
+
+    Raises:
+        ConfigError: the model cannot be loaded.
+    """
 
     wanted = "a CLIPModel"
+    """What `spec.path` has to be, for messages."""
     usual = PAPER_MODEL
+    """The default of `spec.path`."""
 
     def __init__(self, spec: Reward, options: Section, device: torch.device) -> None:
         path = spec.path or self.usual
         try:
             model = self._model(path, spec.revision, options)
-            # Only some kinds have the option.
-            elsewhere = getattr(options, "processor", None)
-            source, where = hub.source(elsewhere) if elsewhere else hub.source(path, spec.revision)
-            self.tokenizer = AutoTokenizer.from_pretrained(source, **where)
-            processor = AutoImageProcessor.from_pretrained(source, **where)
+            # Not all kinds have the option.
+            processor_path = getattr(options, "processor", None)
+            source, kwargs = (
+                pretrained.source(processor_path)
+                if processor_path
+                else pretrained.source(path, spec.revision)
+            )
+            self.tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
+            processor = AutoImageProcessor.from_pretrained(source, **kwargs)
         except Exception as error:  # the loaders raise whatever their files provoke
-            raise hub.refusal(f"reward {spec.name!r}:", path, self.wanted, error) from error
+            raise pretrained.refusal(f"reward {spec.name!r}:", path, self.wanted, error) from error
         self.model = model.to(device).eval().requires_grad_(False)
         self.device = device
         self.size = model.config.vision_config.image_size
@@ -39,11 +54,14 @@ class Clip(Tower):
         self._texts: dict[str, torch.Tensor] = {}
 
     def _model(self, path: str, revision: str | None, options: Section) -> CLIPModel:
-        source, where = hub.source(path, revision)
-        return CLIPModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32, **where)
+        """Load the model in float32 on the CPU."""
+        source, kwargs = pretrained.source(path, revision)
+        return CLIPModel.from_pretrained(
+            source, use_safetensors=True, dtype=torch.float32, **kwargs
+        )
 
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        """Cosines in -1..1; arguments as `b2ray.rewards.Scorer`."""
+        """Cosines from -1 to 1; arguments as in `b2ray.rewards.RewardModel`."""
         pictures = torch.from_numpy(self.embed(images)).to(self.device)
         texts = torch.stack([self._text(p) for p in prompts])
         return (pictures * texts).sum(dim=1).cpu().numpy()
@@ -53,7 +71,7 @@ class Clip(Tower):
 
     @torch.inference_mode()
     def _text(self, prompt: str) -> torch.Tensor:
-        """Unit embedding of one prompt, shape (D,); encoded once, alone, and kept."""
+        """Unit embedding of one prompt, shape (D,); each prompt is encoded once and by itself."""
         if prompt not in self._texts:
             limit = self.model.config.text_config.max_position_embeddings
             tokens = self.tokenizer(
@@ -72,5 +90,5 @@ class PickScore(Clip):
     usual = "yuvalkirstain/PickScore_v1"
 
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        """Cosines times the model's own scale, about 18 to 24."""
+        """Cosines times the model's logit scale, about 18 to 24; arguments as in `Clip.score`."""
         return super().score(images, prompts) * float(self.model.logit_scale.exp())

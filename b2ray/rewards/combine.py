@@ -1,4 +1,4 @@
-"""Several rewards as the one number that is trained on."""
+"""Combination of several rewards into the number that is maximised."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from b2ray.branching import MIN_STD
+from b2ray.algorithm.branching import MIN_STD
 from b2ray.config import Reward
 
 Statistics = Mapping[str, tuple[float, float]]  # reward name -> (mean, std)
@@ -18,18 +18,24 @@ def combine(
     """The sum of weight · score / scale, or of weight · (score - mean) / std with `scale=window`.
 
     Args:
-        rewards: what is trained on.
-        scores: by reward, arrays of one shape.
-        statistics: of each reward with `scale=window`.
+        rewards: the specifications of the rewards to combine.
+        scores: the scores by reward, arrays of the same shape.
+        statistics: mean and standard deviation of each reward with `scale=window`; a reward without
+            them is not normalised.
 
     Returns:
-        float64 of the scores' shape.
+        float64, the shape of the scores.
     """
     return np.sum([r.weight * _normalised(r, scores[r.name], statistics) for r in rewards], axis=0)
 
 
 def statistics(rewards: Sequence[Reward], scores: Mapping[str, np.ndarray]) -> Statistics:
-    """Mean and standard deviation of the scores of each reward with `scale=window`."""
+    """Mean and standard deviation of the scores of each reward with `scale=window`.
+
+    Args:
+        rewards: the specifications of the rewards.
+        scores: the scores by reward; a reward with a single score is left out.
+    """
     return {
         r.name: (float(scores[r.name].mean()), float(scores[r.name].std(ddof=1)))
         for r in rewards
@@ -38,6 +44,7 @@ def statistics(rewards: Sequence[Reward], scores: Mapping[str, np.ndarray]) -> S
 
 
 def _normalised(reward: Reward, scores: np.ndarray, statistics: Statistics) -> np.ndarray:
+    """Scores divided by the reward's scale, or standardised with `scale=window`."""
     scores = scores.astype(np.float64)
     if reward.scale != "window":
         return scores / reward.scale

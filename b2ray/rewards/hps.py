@@ -1,4 +1,4 @@
-"""Human Preference Score v2.1 (arXiv 2306.09341): a CLIP whose weights come in open_clip's form."""
+"""Human Preference Score v2.1 (arXiv 2306.09341): a CLIP with weights in open_clip's format."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections.abc import Iterator, Mapping
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from b2ray import hub
 from b2ray.config import Section
+from b2ray.diffusion import pretrained
 from b2ray.rewards.checkpoint import read
 from b2ray.rewards.clip import Clip
 from b2ray.rewards.options import HpsOptions
 
 SAFETENSORS = "model.safetensors"
-# open_clip's names → CLIPModel's, of single tensors and of modules with a weight and a bias.
+# open_clip's names → CLIPModel's: of single tensors, of modules with a weight and a bias, and of
+# such modules within a transformer block.
 TENSORS = {
     "logit_scale": "logit_scale",
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
@@ -43,27 +44,32 @@ WRAPPERS = ("model.", "module.")
 
 
 class Hps(Clip):
-    """HPS v2.1: cosines, about 0.2 to 0.35."""
+    """HPS v2.1, whose scores are cosines of about 0.2 to 0.35."""
 
     wanted = "open_clip weights"
     usual = "xswu/HPSv2"
 
     def _model(self, path: str, revision: str | None, options: Section) -> CLIPModel:
         assert isinstance(options, HpsOptions)
-        file = hub.file(path, SAFETENSORS, revision) or hub.file(path, options.file, revision)
+        file = pretrained.file(path, SAFETENSORS, revision) or pretrained.file(
+            path, options.file, revision
+        )
         if file is None:
             raise ValueError(f"it has neither {SAFETENSORS} nor {options.file} (options.file)")
-        source, where = hub.source(options.processor)
-        return build(CLIPConfig.from_pretrained(source, **where), to_clip_model(read(file)))
+        source, kwargs = pretrained.source(options.processor)
+        return build(CLIPConfig.from_pretrained(source, **kwargs), to_clip_model(read(file)))
 
 
 def to_clip_model(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """open_clip's tensors under `CLIPModel`'s names and in its layout, float32.
+    """Convert open_clip's tensors to the names and the layout of `CLIPModel`, in float32.
 
-    Wrappers that a training program put before every name are taken off.
+    Prefixes that a training program put before every name are removed.
+
+    Args:
+        tensors: the tensors by open_clip's names.
 
     Raises:
-        ValueError: names a key that open_clip's CLIP does not have.
+        ValueError: open_clip's CLIP has no tensor of this name.
     """
     for wrapper in WRAPPERS:
         if tensors and all(name.startswith(wrapper) for name in tensors):
@@ -76,6 +82,7 @@ def to_clip_model(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 
 def _converted(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of `CLIPModel`, with their names, that one tensor of open_clip becomes."""
     block = re.fullmatch(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)", name)
     module, _, kind = name.rpartition(".")
     if name in TENSORS:
@@ -91,6 +98,7 @@ def _converted(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Ten
 def _in_block(
     name: str, block: re.Match[str], tensor: torch.Tensor
 ) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same for a tensor of a transformer block, whose query, key and value are separated."""
     layer = f"{'vision' if block[1] else 'text'}_model.encoder.layers.{block[2]}"
     module, _, kind = block[3].rpartition(".")
     if block[3] in ("attn.in_proj_weight", "attn.in_proj_bias"):
@@ -104,16 +112,20 @@ def _in_block(
 
 
 def build(config: CLIPConfig, tensors: Mapping[str, torch.Tensor]) -> CLIPModel:
-    """A `CLIPModel` of exactly these tensors.
+    """Make a `CLIPModel` of exactly these tensors.
+
+    Args:
+        config: the model's configuration.
+        tensors: its tensors by the names of `CLIPModel`.
 
     Raises:
-        ValueError: names the first tensor that is missing, superfluous or of another shape.
+        ValueError: a tensor, which the message names, is missing, unknown or of another shape.
     """
     with torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in CLIPModel(config).state_dict().items()}
     for name in sorted(expected.keys() ^ tensors.keys()):
-        what = "is missing" if name in expected else "has no place in options.processor's model"
-        raise ValueError(f"its {name} {what}")
+        problem = "is missing" if name in expected else "has no place in options.processor's model"
+        raise ValueError(f"its {name} {problem}")
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise ValueError(

@@ -1,7 +1,8 @@
-"""A scorer behind HTTP: for a reward that is a service, or needs another machine or language.
+"""A reward behind HTTP, for rewards that are services or need another machine or language.
 
-Request: POST, JSON `{"prompts": [N strings], "images": [N PNG files in base64]}`. Response: status
-200, JSON `{"scores": [N finite numbers]}`, in the same order. docs/rewards.md has a whole server.
+The request is a POST of the JSON `{"prompts": [N strings], "images": [N PNG files in base64]}`. The
+response has status 200 and the JSON `{"scores": [N finite numbers]}` in the same order.
+docs/howto/rewards.md has a complete server.
 """
 
 from __future__ import annotations
@@ -24,12 +25,23 @@ from b2ray.config import Reward, Section
 from b2ray.errors import ConfigError
 from b2ray.rewards.options import HttpOptions
 
-LONGEST_PAUSE = 30  # seconds between two tries, whatever the server asks for
-SHOWN = 200  # characters of an answer in an error
+# Seconds between two attempts: none before the second, then twice the first pause, doubled before
+# each further attempt. The longest pause limits this and the server's Retry-After.
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30
+SHOWN = 200  # characters of a response that an error message contains
 
 
 class Http:
-    """Scores from `options.url`; connections are kept, failed requests sent again."""
+    """Scores from the server at `options.url`, with repeated attempts for failed requests.
+
+    Args:
+        spec: the reward's specification.
+        options: an `HttpOptions`.
+        device: not used.
+
+    Raises:
+        ConfigError: `options.token_env` names an environment variable that is not set.
+    """
 
     def __init__(self, spec: Reward, options: Section, device: torch.device) -> None:
         assert isinstance(options, HttpOptions)
@@ -38,7 +50,7 @@ class Http:
             total=options.retries,
             allowed_methods={"POST"},
             status_forcelist=(429, *range(500, 600)),
-            backoff_factor=0.5,
+            backoff_factor=FIRST_PAUSE,
             backoff_max=LONGEST_PAUSE,
             retry_after_max=LONGEST_PAUSE,
             raise_on_status=False,
@@ -51,11 +63,11 @@ class Http:
             self.session.mount(scheme, HTTPAdapter(max_retries=retry))
 
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        """Scores of any range; arguments as `b2ray.rewards.Scorer`.
+        """Scores of any range; arguments as in `b2ray.rewards.RewardModel`.
 
         Raises:
-            ValueError: the server is away or slow, or its answer is wrong; says which and the
-                remedy.
+            ValueError: the server cannot be reached, is too slow, or answers wrongly; the message
+                says which, and how to correct it.
         """
         body = {"prompts": list(prompts), "images": [_png(image) for image in images]}
         scores = self._scores(self._post(body))
@@ -73,7 +85,7 @@ class Http:
         return os.environ[name] if name else ""
 
     def _sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        # As `auth`, because a header would give way to what ~/.netrc says of the host.
+        # A header of the session would be replaced by credentials from ~/.netrc; `auth` is not.
         request.headers["Authorization"] = f"Bearer {self.token}"
         return request
 
@@ -117,13 +129,13 @@ class Http:
                 raise self._wrong(f"the score {score!r:.{SHOWN}}, which is not a finite number")
         return scores
 
-    def _wrong(self, what: str) -> ValueError:
-        return self._error(f"answered with {what}: correct the server, see docs/rewards.md")
+    def _wrong(self, answer: str) -> ValueError:
+        return self._error(f"answered with {answer}: correct the server, see docs/howto/rewards.md")
 
-    def _error(self, what: str) -> ValueError:
+    def _error(self, problem: str) -> ValueError:
         if self.token:
-            what = what.replace(self.token, "***")  # a server may say what it was sent
-        return ValueError(f"reward {self.name!r}: {self.options.url} {what}")
+            problem = problem.replace(self.token, "***")  # a response may repeat the request
+        return ValueError(f"reward {self.name!r}: {self.options.url} {problem}")
 
 
 def _png(image: np.ndarray) -> str:

@@ -1,8 +1,8 @@
 """ImageReward: how well people would like a picture for its prompt.
 
-Xu et al., ImageReward: Learning and Evaluating Human Preferences for Text-to-Image Generation,
-2023. A BLIP whose text encoder reads the prompt while looking at the picture, and a linear head on
-its first token, standardised over the paper's own data.
+The model of Xu et al., ImageReward: Learning and Evaluating Human Preferences for Text-to-Image
+Generation, 2023, is a BLIP whose text encoder reads the prompt with cross-attention to the picture.
+A linear head maps the first token to the score, which is standardised over the paper's own data.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from transformers import (
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from b2ray import hub
 from b2ray.config import Reward
+from b2ray.diffusion import pretrained
 from b2ray.rewards import head
 from b2ray.rewards.checkpoint import Tensors, fill, read, shape
 from b2ray.rewards.options import ImageRewardOptions
@@ -36,12 +36,12 @@ from b2ray.rewards.preprocess import to_pixels
 
 USUAL = "zai-org/ImageReward"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
-"""Of the head's raw output over the paper's data."""
+"""Mean and standard deviation of the head's raw output over the paper's data."""
 TOKENS = 35
-"""Longest prompt, with its start and end."""
+"""Length of the longest prompt, including its start and end tokens."""
 
 _VISION, _TEXT, _HEAD = "blip.visual_encoder.", "blip.text_encoder.", "mlp.layers."
-_RENAMED = (  # `Network`'s words → the released file's
+_RENAMED = (  # parts of `Network`'s keys → parts of the released file's keys
     ("vision.embeddings.class_embedding", f"{_VISION}cls_token"),
     ("vision.embeddings.position_embedding", f"{_VISION}pos_embed"),
     ("vision.embeddings.patch_embedding.", f"{_VISION}patch_embed.proj."),
@@ -53,7 +53,7 @@ _RENAMED = (  # `Network`'s words → the released file's
     ("text.", _TEXT),
     ("head.", _HEAD),
 )
-# BLIP's contrastive projections, and a buffer of older versions: the score does not use them.
+# Keys that the score does not need: BLIP's contrastive projections, and a buffer in older files.
 _UNUSED = {
     *(f"blip.{side}_proj.{kind}" for side in ("vision", "text") for kind in ("weight", "bias")),
     f"{_TEXT}embeddings.position_ids",
@@ -62,7 +62,13 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 
 class Network(nn.Module):
-    """Picture and prompt to one number, not yet standardised."""
+    """Maps a picture and a prompt to a raw score, before standardisation.
+
+    Args:
+        vision: configuration of the vision model.
+        text: configuration of the text encoder.
+        widths: the six widths of the head.
+    """
 
     def __init__(
         self, vision: BlipVisionConfig, text: BlipTextConfig, widths: tuple[int, ...]
@@ -73,37 +79,63 @@ class Network(nn.Module):
         self.head = head.make(widths)
 
     def forward(self, pixels: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Args: pixels (N, 3, size, size), ids and mask (N, tokens); returns (N,)."""
-        seen = self.vision(pixel_values=pixels).last_hidden_state
-        return self.read(seen, ids, mask)
+        """Raw scores of pictures for their prompts.
 
-    def read(self, seen: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """From the vision model's tokens (N, patches + 1, width) on."""
+        Args:
+            pixels: normalised pictures, float32, shape (N, 3, size, size).
+            ids: token ids of the prompts, int64, shape (N, tokens).
+            mask: attention mask of the prompts, int64, shape (N, tokens).
+
+        Returns:
+            float32, shape (N,).
+        """
+        image_states = self.vision(pixel_values=pixels).last_hidden_state
+        return self.read(image_states, ids, mask)
+
+    def read(
+        self, image_states: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Raw scores from the vision model's hidden states of pictures.
+
+        Args:
+            image_states: float32, shape (N, patches + 1, width).
+            ids, mask: as in `forward`.
+
+        Returns:
+            float32, shape (N,).
+        """
         states = self.text(
-            input_ids=ids, attention_mask=mask, encoder_hidden_states=seen, is_decoder=False
+            input_ids=ids, attention_mask=mask, encoder_hidden_states=image_states, is_decoder=False
         ).last_hidden_state
         return self.head(states[:, 0]).squeeze(1)
 
 
 def released(key: str) -> str:
-    """A key of `Network` as the released file has it."""
-    for ours, theirs in _RENAMED:
-        key = key.replace(ours, theirs)
+    """The key of the released file for a key of `Network`."""
+    for part, released_part in _RENAMED:
+        key = key.replace(part, released_part)
     return key
 
 
 def configs(tensors: Tensors, heads: dict[str, int]) -> tuple[BlipVisionConfig, BlipTextConfig]:
-    """The sizes of a released file, from its tensors' shapes.
+    """The configurations of a released file, derived from the shapes of its tensors.
 
     Args:
-        heads: attention heads of `vision_config` and `text_config`, which no shape tells; those
-            that are not given are 64 wide, as in the released model.
+        tensors: the tensors of the file.
+        heads: number of attention heads of `vision_config` and `text_config`, which no shape
+            contains. By default heads are 64 wide, as in the released model.
+
+    Returns:
+        The configurations of the vision model and of the text encoder.
+
+    Raises:
+        ValueError: a tensor is missing, or a width is not divisible by the number of heads.
     """
 
     def layers(prefix: str) -> int:
         return len({k.removeprefix(prefix).split(".")[0] for k in tensors if k.startswith(prefix)})
 
-    def split(part: str, width: int) -> int:
+    def head_count(part: str, width: int) -> int:
         count = heads.get(part, width // 64)
         if count < 1 or width % count:
             raise ValueError(
@@ -118,20 +150,20 @@ def configs(tensors: Tensors, heads: dict[str, int]) -> tuple[BlipVisionConfig, 
         hidden_size=width,
         intermediate_size=shape(tensors, f"{_VISION}blocks.0.mlp.fc1.weight")[0],
         num_hidden_layers=layers(f"{_VISION}blocks."),
-        num_attention_heads=split("vision_config", width),
+        num_attention_heads=head_count("vision_config", width),
         image_size=isqrt(positions - 1) * patch,
         patch_size=patch,
         layer_norm_eps=1e-6,
     )
-    words, width = shape(tensors, f"{_TEXT}embeddings.word_embeddings.weight")
-    first = f"{_TEXT}encoder.layer.0."
+    vocabulary, width = shape(tensors, f"{_TEXT}embeddings.word_embeddings.weight")
+    first_layer = f"{_TEXT}encoder.layer.0."
     text = BlipTextConfig(
-        vocab_size=words,
+        vocab_size=vocabulary,
         hidden_size=width,
-        encoder_hidden_size=shape(tensors, f"{first}crossattention.self.key.weight")[1],
-        intermediate_size=shape(tensors, f"{first}intermediate.dense.weight")[0],
+        encoder_hidden_size=shape(tensors, f"{first_layer}crossattention.self.key.weight")[1],
+        intermediate_size=shape(tensors, f"{first_layer}intermediate.dense.weight")[0],
         num_hidden_layers=layers(f"{_TEXT}encoder.layer."),
-        num_attention_heads=split("text_config", width),
+        num_attention_heads=head_count("text_config", width),
         max_position_embeddings=shape(tensors, f"{_TEXT}embeddings.position_embeddings.weight")[0],
         bos_token_id=None,
         eos_token_id=None,
@@ -142,7 +174,16 @@ def configs(tensors: Tensors, heads: dict[str, int]) -> tuple[BlipVisionConfig, 
 
 
 class ImageReward:
-    """The released file, a twin of it as model.safetensors, or a smaller one with the same keys."""
+    """The released file, the same as model.safetensors, or a smaller model with the same keys.
+
+    Args:
+        spec: the reward's specification; `spec.path` is the model's folder or hub id.
+        options: the names of the weights and of the vocabulary.
+        device: the device of the model.
+
+    Raises:
+        ConfigError: the model cannot be loaded.
+    """
 
     def __init__(self, spec: Reward, options: ImageRewardOptions, device: torch.device) -> None:
         path = spec.path or USUAL
@@ -157,14 +198,17 @@ class ImageReward:
                 )
         except Exception as error:  # the loaders raise whatever their files provoke
             field = f"reward {spec.name!r}:"
-            raise hub.refusal(field, path, "an ImageReward", error) from error
+            raise pretrained.refusal(field, path, "an ImageReward", error) from error
         self.device = device
         self.size = self.network.vision.config.image_size
         self.limit = min(TOKENS, config.max_position_embeddings)
 
     @torch.inference_mode()
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        """About N(0, 1) over the paper's data; arguments as `b2ray.rewards.Scorer`."""
+        """Scores that are about N(0, 1) over the paper's data.
+
+        The arguments are those of `b2ray.rewards.RewardModel`.
+        """
         pixels = to_pixels(images, self.size, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, self.device)
         tokens = self.tokenizer(
             list(prompts),
@@ -178,35 +222,39 @@ class ImageReward:
 
 
 def _network(path: str, revision: str | None, name: str) -> Network:
-    """The weights of a folder or hub id in float32; a key too many or too few is a ValueError."""
+    """Load the model of a folder or hub id in float32.
+
+    Raises:
+        ValueError: there is no weights file, or one of its keys is missing or unknown.
+    """
     names = ("model.safetensors", name)
-    file = next(filter(None, (hub.file(path, n, revision) for n in names)), None)
+    file = next(filter(None, (pretrained.file(path, n, revision) for n in names)), None)
     if file is None:
         raise ValueError(f"neither {names[0]} nor {names[1]} is there")
     tensors = read(file)
-    heads = _heads(hub.file(path, "config.json", revision))
+    heads = _heads(pretrained.file(path, "config.json", revision))
     network = Network(*configs(tensors, heads), head.widths(tensors, _HEAD))
     fill(network, tensors, released, _UNUSED)
     return network.eval().requires_grad_(False)
 
 
 def _heads(config: Path | None) -> dict[str, int]:
-    """Attention heads that a configuration like `BlipConfig`'s names."""
+    """The numbers of attention heads in a file of a `BlipConfig`, if there is one."""
     values: dict[str, Any] = json.loads(config.read_text(encoding="utf-8")) if config else {}
-    parts = {part: values.get(part, {}) for part in ("vision_config", "text_config")}
+    sections = {section: values.get(section, {}) for section in ("vision_config", "text_config")}
     name = "num_attention_heads"
-    return {part: int(given[name]) for part, given in parts.items() if name in given}
+    return {section: int(fields[name]) for section, fields in sections.items() if name in fields}
 
 
 def _tokenizer(path: str, revision: str | None, usual: str) -> PreTrainedTokenizerBase:
-    """The folder's own, or BERT's with BLIP's two special tokens."""
-    if any(hub.file(path, name, revision) for name in _TOKENIZERS):
-        source, where = hub.source(path, revision)
-        return AutoTokenizer.from_pretrained(source, **where)
-    source, where = hub.source(usual)
+    """The tokenizer in the folder, or else BERT's with BLIP's two special tokens."""
+    if any(pretrained.file(path, name, revision) for name in _TOKENIZERS):
+        source, kwargs = pretrained.source(path, revision)
+        return AutoTokenizer.from_pretrained(source, **kwargs)
+    source, kwargs = pretrained.source(usual)
     try:
-        tokenizer = BertTokenizer.from_pretrained(source, **where)
+        tokenizer = BertTokenizer.from_pretrained(source, **kwargs)
     except Exception as error:
-        raise hub.refusal("options.tokenizer", usual, "BERT's vocabulary", error) from error
+        raise pretrained.refusal("options.tokenizer", usual, "BERT's vocabulary", error) from error
     tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
     return tokenizer

@@ -1,4 +1,4 @@
-"""How well a picture compresses (arXiv 2305.13301, section 5.1): the size of its JPEG."""
+"""JPEG compressibility, the size of a picture's JPEG file (arXiv 2305.13301, section 5.1)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from b2ray.rewards.options import JpegOptions
 
 
 class Incompressibility:
-    """The size of a picture's JPEG in kB (1 000 bytes)."""
+    """The size of a picture's JPEG file in kB (1 000 bytes).
+
+    Args:
+        spec: the reward's specification.
+        options: a `JpegOptions`.
+        device: not used.
+    """
 
     sign = 1.0
 
@@ -23,7 +29,7 @@ class Incompressibility:
         self.quality = options.quality
 
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        """Sizes, with the sign of the kind; prompts do not matter."""
+        """Sizes times `sign`; arguments as in `b2ray.rewards.RewardModel`, prompts are not used."""
         return np.array([self.sign * self._kilobytes(image) for image in images], np.float32)
 
     def _kilobytes(self, image: np.ndarray) -> float:
@@ -33,6 +39,6 @@ class Incompressibility:
 
 
 class Compressibility(Incompressibility):
-    """Minus the size of a picture's JPEG in kB."""
+    """Minus the size of a picture's JPEG file in kB."""
 
     sign = -1.0

@@ -1,4 +1,4 @@
-"""`options` of each kind of reward, as models; nothing heavy is imported to check them."""
+"""The options of each kind of reward, as models that can be checked without heavy imports."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from b2ray.config import Positive, Section
 
 
 class NoOptions(Section):
-    """This kind has no options."""
+    """The options of kinds that have none."""
 
 
 class AestheticOptions(Section):
     head: str | None = None
-    """File with the linear head, if `path` is a plain CLIP model; empty: the head is in `path`."""
+    """File of the linear head, if `path` is a plain CLIP model; empty means that `path` has it."""
 
 
 class ImageRewardOptions(Section):
@@ -25,7 +25,7 @@ class ImageRewardOptions(Section):
 
 class PickScoreOptions(Section):
     processor: str | None = None
-    """Where the tokenizer and the image processor are; empty: in `path`."""
+    """Hub id or folder of the tokenizer and the image processor; empty means that of `path`."""
 
 
 class HpsOptions(Section):
@@ -37,12 +37,12 @@ class HpsOptions(Section):
 
 class BertScoreOptions(Section):
     text_model: str = "microsoft/deberta-xlarge-mnli"
-    """Encoder whose hidden states are compared: a hub id or a local folder."""
+    """Text encoder whose hidden states are compared: a hub id or a local folder."""
     layer: int | None = Field(None, ge=0)
-    """Which hidden states, counted from 0 (the embeddings); empty: bert_score's choice for the
-    model, or its last layer."""
+    """Layer whose hidden states are compared, where 0 is the embeddings; empty means bert_score's
+    choice for the model, or its last layer."""
     max_new_tokens: Positive = 30
-    """Longest caption."""
+    """Length of the longest caption in tokens."""
 
 
 class JpegOptions(Section):
@@ -52,13 +52,13 @@ class JpegOptions(Section):
 
 class HttpOptions(Section):
     url: str = Field(pattern=r"^https?://")
-    """Address that pictures are posted to."""
+    """Address to which pictures are posted."""
     timeout: float = Field(60.0, gt=0)
-    """Seconds for one answer."""
+    """Seconds to wait for a response."""
     retries: int = Field(4, ge=0)
-    """Times a request is sent again after no answer, or a 429 or 5xx one."""
+    """How often a request is repeated after no response or after status 429 or 5xx."""
     token_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Name of the environment variable, of the scorer's process, that holds a bearer token."""
+    """Name of the environment variable of the scorer's process that contains a bearer token."""
 
 
 OPTIONS: dict[str, type[Section]] = {

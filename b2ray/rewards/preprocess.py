@@ -1,4 +1,4 @@
-"""Pictures to model inputs on the device, equal to Pillow's resizing within one 8-bit level."""
+"""Preprocessing of pictures on the device, within one 8-bit level of Pillow's resizing."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 def to_pixels(
     images: np.ndarray, size: int, mean: Sequence[float], std: Sequence[float], device: torch.device
 ) -> torch.Tensor:
-    """Resize the shortest side to `size`, crop the centre, normalise.
+    """Resize pictures so that the shortest side is `size`, crop the centre, and normalise.
 
     Args:
         images: uint8, shape (N, height, width, 3).
         size: side of the model's square input in pixels.
-        mean, std: of each colour channel, for values in 0..1.
-        device: where the result is.
+        mean, std: mean and standard deviation of each colour channel, for values from 0 to 1.
+        device: the device of the result.
 
     Returns:
         float32, shape (N, 3, size, size).
@@ -25,16 +25,17 @@ def to_pixels(
     levels = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).double()
     pixels = _crop(_resize(levels, size), size).float() / 255
 
-    def column(v: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(v, device=device)[:, None, None]
+    def column(values: Sequence[float]) -> torch.Tensor:
+        return torch.tensor(values, device=device)[:, None, None]
 
     return (pixels - column(mean)) / column(std)
 
 
 def _resize(levels: torch.Tensor, size: int) -> torch.Tensor:
-    """Bicubic with antialiasing, columns and then rows, rounded after each: Pillow's very numbers.
+    """Bicubic resizing with antialiasing, with exactly Pillow's results.
 
-    Pillow weighs 8-bit levels with whole multiples of 2^-22; such sums are exact in float64.
+    Like Pillow, it resizes columns and then rows, and rounds after each. Pillow's weights are whole
+    multiples of 2^-22, for which sums of 8-bit levels are exact in float64.
     """
     height, width = levels.shape[-2:]
     short = min(height, width)
@@ -42,8 +43,8 @@ def _resize(levels: torch.Tensor, size: int) -> torch.Tensor:
         return levels
     across = _weights(width, size * width // short, levels.device)
     down = _weights(height, size * height // short, levels.device)
-    for passed in (lambda x: x @ across.T, lambda x: down @ x):
-        levels = ((passed(levels) + 2**21) / 2**22).floor().clamp(0, 255)
+    for weigh in (lambda x: x @ across.T, lambda x: down @ x):
+        levels = ((weigh(levels) + 2**21) / 2**22).floor().clamp(0, 255)
     return levels.float()
 
 

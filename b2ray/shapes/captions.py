@@ -1,8 +1,8 @@
-"""The captions of the embedded world: two coloured shapes and how they lie to each other.
+"""The captions of the embedded world: two coloured shapes and their relative position.
 
-``a red circle above a blue square`` is one of 3 480 captions: 30 objects, an ordered pair of
-different ones, 4 relations. A mirrored caption (``a blue square below a red circle``) describes
-the same scene, so there are 1 740 scenes.
+``a red circle above a blue square`` is one of 3 480 captions, which consist of an ordered pair of
+different objects (of 30) and one of 4 relations. A mirrored caption (``a blue square below a red
+circle``) describes the same scene, so there are 1 740 scenes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (150, 60, 190),
     "black": (25, 25, 30),
 }
-"""Name → RGB, 0 to 255."""
+"""Name → red, green and blue, from 0 to 255."""
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 RELATIONS = ("above", "below", "left of", "right of")
@@ -30,7 +30,7 @@ OPPOSITE = {"above": "below", "below": "above", "left of": "right of", "right of
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One object: a colour of `COLOURS` and a shape of `SHAPES`."""
+    """An object, with a colour of `COLOURS` and a shape of `SHAPES`."""
 
     colour: str
     shape: str
@@ -42,7 +42,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """Two different things and the relation of the first to the second."""
+    """Two different objects and the position of the first relative to the second."""
 
     first: Thing
     relation: str
@@ -50,18 +50,19 @@ class Caption:
 
     @property
     def text(self) -> str:
+        """The caption in words."""
         return f"{self.first} {self.relation} {self.second}"
 
     @property
     def scene(self) -> Caption:
-        """The same scene told with ``above`` or ``left of``: equal for mirrored captions."""
+        """The same scene with ``above`` or ``left of``, which is equal for mirrored captions."""
         if self.relation in ("above", "left of"):
             return self
         return Caption(self.second, OPPOSITE[self.relation], self.first)
 
     @classmethod
     def parse(cls, text: str) -> Caption:
-        """Reads a caption; case and spacing do not matter.
+        """Parse a caption; case and spacing do not matter.
 
         Raises:
             ValueError: the text is not a caption of this world.
@@ -93,30 +94,34 @@ _BY_TEXT = {caption.text: caption for caption in _ALL}
 
 
 def near_misses(caption: Caption, rng: np.random.Generator) -> list[Caption]:
-    """Five captions that are wrong in one respect each.
+    """Five captions that each differ from ``caption`` in one respect and describe other scenes.
 
-    In this order: colours swapped, shapes swapped, relation flipped, one colour replaced, one
-    shape replaced. Where a swap changes nothing, an attribute is replaced instead. None of them
-    tells the scene of ``caption``.
+    In this order, they have the colours swapped, the shapes swapped, the relation reversed, one
+    colour replaced and one shape replaced. If a swap changes nothing, an attribute is replaced
+    instead.
+
+    Args:
+        caption: the caption that a picture shows.
+        rng: the generator for replaced attributes.
     """
     a, b = caption.first, caption.second
     candidates = [
         replace(caption, first=replace(a, colour=b.colour), second=replace(b, colour=a.colour)),
         replace(caption, first=replace(a, shape=b.shape), second=replace(b, shape=a.shape)),
         replace(caption, relation=OPPOSITE[caption.relation]),
-        _replace_one(caption, "colour", rng),
-        _replace_one(caption, "shape", rng),
+        _replaced(caption, "colour", rng),
+        _replaced(caption, "shape", rng),
     ]
     out: list[Caption] = []
     for i, candidate in enumerate(candidates):
         while candidate.scene == caption.scene or candidate in out:
-            candidate = _replace_one(caption, "shape" if i % 2 else "colour", rng)
+            candidate = _replaced(caption, "shape" if i % 2 else "colour", rng)
         out.append(candidate)
     return out
 
 
-def _replace_one(caption: Caption, attribute: str, rng: np.random.Generator) -> Caption:
-    """Another colour or shape for one of the two things; the things stay different."""
+def _replaced(caption: Caption, attribute: str, rng: np.random.Generator) -> Caption:
+    """The caption with another colour or shape of one object; the objects stay different."""
     values = list(COLOURS) if attribute == "colour" else list(SHAPES)
     side = ("first", "second")[rng.integers(2)]
     while True:
@@ -127,16 +132,20 @@ def _replace_one(caption: Caption, attribute: str, rng: np.random.Generator) -> 
 
 
 def choose(count: int, seed: int, exclude: Iterable[Caption] = ()) -> list[Caption]:
-    """``count`` captions of different scenes with balanced colours, shapes and relations.
+    """Choose captions of different scenes with balanced colours, shapes and relations.
 
-    How often any two colours (or shapes, or relations) occur differs by one at most.
-    Scenes of ``exclude`` do not occur.
+    The numbers of occurrences of any two colours, shapes or relations differ by at most one.
+
+    Args:
+        count: number of captions.
+        seed: seed of the choice.
+        exclude: captions whose scenes are not chosen.
 
     Raises:
-        ValueError: so many captions of different scenes are not found.
+        ValueError: no such choice was found.
     """
     rng = np.random.default_rng(seed)
-    taken = {caption.scene for caption in exclude}
+    excluded = {caption.scene for caption in exclude}
     for _ in range(20_000):
         colours = _cycle(list(COLOURS), 2 * count, rng)
         shapes = _cycle(SHAPES, 2 * count, rng)
@@ -148,13 +157,13 @@ def choose(count: int, seed: int, exclude: Iterable[Caption] = ()) -> list[Capti
             if a != b
         ]
         scenes = {caption.scene for caption in chosen}
-        if len(scenes) == count and not scenes & taken:
+        if len(scenes) == count and not scenes & excluded:
             return chosen
     raise ValueError(f"No balanced choice of {count} different scenes was found; ask for fewer.")
 
 
 def _cycle(values: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
-    """``count`` values, each as often as the others (give or take one), shuffled."""
+    """``count`` shuffled values, whose numbers of occurrences differ by at most one."""
     order = rng.permutation(len(values))
     repeated = [values[order[i % len(values)]] for i in range(count)]
     return [repeated[i] for i in rng.permutation(count)]

@@ -1,6 +1,7 @@
-"""``python -m b2ray.shapes.demonstrations FOLDER``: pictures that show their captions.
+"""``python -m b2ray.shapes.demonstrations FOLDER`` draws pictures that show their captions.
 
-Draws a folder as ``demonstrations.path`` wants it: numbered PNG files and a ``metadata.jsonl``.
+The folder has the form that ``demonstrations.path`` expects: numbered PNG files and a
+``metadata.jsonl``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from b2ray.shapes.render import render_batch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draws the folder; returns the exit code."""
+    """Draw the folder that the command line describes, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m b2ray.shapes.demonstrations")
     parser.add_argument("folder", type=Path, help="a folder that is empty, or not there yet")
     parser.add_argument("--count", type=int, default=64, help="pictures (default: 64)")
@@ -40,16 +41,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def draw(folder: Path, captions: Sequence[str], count: int, seed: int = 0) -> None:
-    """Writes `count` pictures of the captions, taken in turn, and `metadata.jsonl`.
+    """Write pictures of captions, which are used in turn, and `metadata.jsonl`.
+
+    Args:
+        folder: the folder, which is made if need be.
+        captions: the captions; blank ones are ignored.
+        count: number of pictures.
+        seed: seed of the pictures.
 
     Raises:
         ValueError: a line is no caption of this world.
     """
-    known = [Caption.parse(text) for text in captions if text.strip()]
-    chosen = [known[i % len(known)] for i in range(count)]
+    parsed = [Caption.parse(text) for text in captions if text.strip()]
+    repeated = [parsed[i % len(parsed)] for i in range(count)]
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
-    for i, (caption, picture) in enumerate(zip(chosen, render_batch(chosen, seed), strict=True)):
+    for i, (caption, picture) in enumerate(
+        zip(repeated, render_batch(repeated, seed), strict=True)
+    ):
         name = f"{i:04d}.png"
         Image.fromarray(picture).save(folder / name)
         lines.append(json.dumps({"file_name": name, "text": caption.text}))

@@ -1,9 +1,9 @@
-"""The exact judge: does a picture show its caption?
+"""The exact judge, which decides whether a picture shows its caption.
 
-No learning: each pixel is explained as background mixed with one palette colour, pixels of one
-colour that touch form an object, an object's shape is the template it overlaps best, and the
-relation follows from the two centroids. The judge is the held-out truth that a learned reward is
-measured against.
+Nothing in it is learned. Each pixel is explained as background mixed with one palette colour,
+touching pixels of the same colour form an object, an object's shape is the template that it
+overlaps most, and the relation follows from the two centroids. The judge is the held-out truth
+against which learned rewards are measured.
 """
 
 from __future__ import annotations
@@ -19,17 +19,23 @@ from b2ray.shapes.captions import COLOURS, SHAPES, Caption, Thing
 from b2ray.shapes.render import SIZE, outline
 
 _PALETTE = np.array(list(COLOURS.values()), np.float32)
-_MIN_AREA = 8  # pixels; smaller islands are specks, not objects
-_MIN_OBJECT = 30  # pixels; a drawn object covers 45 to 100
+_MIN_AREA = 8  # pixels; smaller components are ignored
+_MIN_OBJECT = 30  # pixels; a rendered object covers 45 to 100
 _MAX_RESIDUAL = 60.0  # RGB distance beyond which no palette colour explains a pixel
-_MIN_OVERLAP = 0.72
-_GRID = 20  # template resolution
-_SPAN = 1.0  # the grid reaches this many square roots of the area from the centroid
+_MIN_OVERLAP = 0.72  # with the template of a shape; less is no object
+_GRID = 20  # resolution of the templates
+_SPAN = 1.0  # distance from the centroid to the grid's edge, in square roots of the area
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """An object found in a picture; centroid in pixels, overlap from 0 to 1."""
+    """An object in a picture.
+
+    Attributes:
+        thing: its colour and shape.
+        x, y: its centroid in pixels.
+        overlap: overlap with the template of its shape, from 0 to 1.
+    """
 
     thing: Thing
     x: float
@@ -38,10 +44,10 @@ class Seen:
 
 
 class Judge:
-    """Scores pictures against captions of the shapes world."""
+    """Scores pictures for captions of the shapes world; a reward as `b2ray.rewards` defines it."""
 
     def score(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        """1.0 where the picture shows its caption and nothing else, 0.0 elsewhere.
+        """1.0 for pictures that show their caption and nothing else, and 0.0 for all others.
 
         Args:
             images: uint8 ``(N, 32, 32, 3)``, RGB.
@@ -61,10 +67,13 @@ class Judge:
         return np.array([_shows(seen, caption) for seen, caption in pairs], np.float32)
 
     def see(self, images: np.ndarray) -> list[list[Seen] | None]:
-        """The objects of each picture, or None where it holds something that is no object.
+        """The objects of each picture, or None for pictures with something that is no object.
 
         Args:
             images: uint8 ``(N, 32, 32, 3)``, RGB.
+
+        Raises:
+            ValueError: the pictures have another shape or dtype.
         """
         if images.dtype != np.uint8 or images.shape[1:] != (SIZE, SIZE, 3):
             raise ValueError(
@@ -73,11 +82,12 @@ class Judge:
             )
         if not len(images):
             return []
-        classes, cover = _explain(images)
-        return _objects(classes, cover)
+        classes, coverage = _explain(images)
+        return _objects(classes, coverage)
 
 
 def _shows(seen: list[Seen] | None, caption: Caption) -> bool:
+    """Whether the objects of a picture are those of the caption, in its relation."""
     if seen is None or len(seen) != 2:
         return False
     return any(
@@ -89,45 +99,48 @@ def _shows(seen: list[Seen] | None, caption: Caption) -> bool:
 
 
 def _relation(dx: float, dy: float) -> str:
-    """How something at ``(dx, dy)`` lies to the origin, y downwards."""
+    """The position of ``(dx, dy)`` relative to the origin, with y downwards."""
     if abs(dy) > abs(dx):
         return "below" if dy > 0 else "above"
     return "right of" if dx > 0 else "left of"
 
 
 def _explain(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Explains each pixel as background + coverage · (palette colour − background).
+    """Explain each pixel as background + coverage · (palette colour − background).
 
-    Unlike the plain nearest colour this is right at anti-aliased edges, where blue mixed with
-    white comes closer to purple than to blue.
+    Unlike the nearest palette colour, this is correct at anti-aliased edges, where blue mixed with
+    white is closer to purple than to blue.
 
     Returns:
-        The palette index ``(N, 32, 32)`` int64, −1 for background, the palette's length for a
-        colour that is not in it; and the coverage ``(N, 32, 32)`` float32 from 0 to 1.
+        The index of the palette colour, int64 ``(N, 32, 32)``, −1 for background and the palette's
+        length for other colours; and the coverage, float32 ``(N, 32, 32)`` from 0 to 1.
     """
     pixels = images.reshape(len(images), -1, 3).astype(np.float32)
-    ground = np.median(pixels, axis=1, keepdims=True)  # objects cover less than a quarter
-    offset = pixels - ground
-    axis = _PALETTE[None] - ground
+    background = np.median(pixels, axis=1, keepdims=True)  # objects cover less than a quarter
+    offset = pixels - background
+    axis = _PALETTE[None] - background
     length = (axis**2).sum(2)
     dot = offset @ axis.swapaxes(1, 2)
-    cover = np.clip(dot / length[:, None], 0, 1)
+    coverage = np.clip(dot / length[:, None], 0, 1)
     square = (offset**2).sum(2)[..., None]
-    # |offset − cover · axis|², expanded to spare an (N, 1024, 6, 3) array
-    residual = square - 2 * cover * dot + cover**2 * length[:, None]
+    # |offset − coverage · axis|², expanded to avoid an array of (N, 1024, 6, 3)
+    residual = square - 2 * coverage * dot + coverage**2 * length[:, None]
     best = residual.argmin(2)
-    amount = np.take_along_axis(cover, best[..., None], 2)[..., 0]
-    worst = np.take_along_axis(residual, best[..., None], 2)[..., 0]
+    amount = np.take_along_axis(coverage, best[..., None], 2)[..., 0]
+    error = np.take_along_axis(residual, best[..., None], 2)[..., 0]
     classes = np.where(amount >= 0.5, best, -1)
-    classes = np.where(worst > _MAX_RESIDUAL**2, len(_PALETTE), classes)
+    classes = np.where(error > _MAX_RESIDUAL**2, len(_PALETTE), classes)
     shape = (len(images), SIZE, SIZE)
     return classes.reshape(shape), amount.reshape(shape)
 
 
 def _components(classes: np.ndarray) -> np.ndarray:
-    """Labels 4-connected pixels of equal class: ``(N, 32, 32)`` int64, −1 for background.
+    """Label the 4-connected components of equal class, for a whole batch at once.
 
-    The largest pixel number of a component spreads over it, for the whole batch at once.
+    Every pixel starts with its own number, and the largest number of a component spreads over it.
+
+    Returns:
+        int64 ``(N, 32, 32)``, −1 for background.
     """
     labels = np.where(classes >= 0, np.arange(classes.size).reshape(classes.shape), -1)
     across = classes[:, :, 1:] == classes[:, :, :-1]
@@ -144,7 +157,9 @@ def _components(classes: np.ndarray) -> np.ndarray:
             return labels
 
 
-def _objects(classes: np.ndarray, cover: np.ndarray) -> list[list[Seen] | None]:
+def _objects(classes: np.ndarray, coverage: np.ndarray) -> list[list[Seen] | None]:
+    """The objects of each picture from its explained pixels; see `Judge.see`."""
+    # Area, centroid, picture and class of each component.
     labels = _components(classes)
     inside = labels >= 0
     ids, member, area = np.unique(labels[inside], return_inverse=True, return_counts=True)
@@ -155,45 +170,47 @@ def _objects(classes: np.ndarray, cover: np.ndarray) -> list[list[Seen] | None]:
     owner[member] = picture
     kind = np.zeros(len(ids), np.int64)
     kind[member] = classes[inside]
-    out: list[list[Seen] | None] = [[] for _ in range(len(classes))]
+    # A picture with a large component that is no object gets None.
+    scenes: list[list[Seen] | None] = [[] for _ in range(len(classes))]
     names = list(COLOURS)
-    big = np.nonzero(area >= _MIN_AREA)[0]
-    overlap = _overlaps(labels, cover, ids[big], owner[big], x_mean[big], y_mean[big])
-    for row, i in enumerate(big):
-        seen, best = out[owner[i]], int(overlap[row].argmax())
-        known = kind[i] < len(names) and area[i] >= _MIN_OBJECT
-        if seen is None or not known or overlap[row, best] < _MIN_OVERLAP:
-            out[owner[i]] = None
+    large = np.nonzero(area >= _MIN_AREA)[0]
+    overlap = _overlaps(labels, coverage, ids[large], owner[large])
+    for row, i in enumerate(large):
+        seen, best = scenes[owner[i]], int(overlap[row].argmax())
+        plausible = kind[i] < len(names) and area[i] >= _MIN_OBJECT
+        if seen is None or not plausible or overlap[row, best] < _MIN_OVERLAP:
+            scenes[owner[i]] = None
             continue
         thing = Thing(names[kind[i]], SHAPES[best])
         seen.append(Seen(thing, float(x_mean[i]), float(y_mean[i]), float(overlap[row, best])))
-    return out
+    return scenes
 
 
 def _overlaps(
-    labels: np.ndarray,
-    cover: np.ndarray,
-    ids: np.ndarray,
-    owner: np.ndarray,
-    x: np.ndarray,
-    y: np.ndarray,
+    labels: np.ndarray, coverage: np.ndarray, ids: np.ndarray, owner: np.ndarray
 ) -> np.ndarray:
-    """Overlap (intersection over union of coverages) of components with each shape's template.
+    """The overlap of components with the template of each shape.
 
-    Position and size are taken out: the component is sampled around its centroid in units of the
-    square root of its area.
+    The overlap is the intersection of the coverages over their union. It does not depend on
+    position and size, because a component is sampled around its centroid in units of the square
+    root of its area.
+
+    Args:
+        labels, coverage: of all pictures, ``(N, 32, 32)``.
+        ids: label of each component.
+        owner: index of each component's picture.
 
     Returns:
         float32 ``(components, shapes)``.
     """
     padded = np.pad(labels, ((0, 0), (1, 1), (1, 1)), constant_values=-1)
-    own = padded[owner] == ids[:, None, None]
-    near = own.copy()  # the component and the edge pixels around it
-    near[:, 1:] |= own[:, :-1]
-    near[:, :-1] |= own[:, 1:]
-    near[:, :, 1:] |= own[:, :, :-1]
-    near[:, :, :-1] |= own[:, :, 1:]
-    soft = np.where(near, np.pad(cover, ((0, 0), (1, 1), (1, 1)))[owner], 0)
+    inside = padded[owner] == ids[:, None, None]
+    near = inside.copy()  # the component and the pixels at its edge
+    near[:, 1:] |= inside[:, :-1]
+    near[:, :-1] |= inside[:, 1:]
+    near[:, :, 1:] |= inside[:, :, :-1]
+    near[:, :, :-1] |= inside[:, :, 1:]
+    soft = np.where(near, np.pad(coverage, ((0, 0), (1, 1), (1, 1)))[owner], 0)
     patch = _patches(soft).reshape(len(ids), 1, _GRID**2)
     template = _TEMPLATES.reshape(1, len(SHAPES), _GRID**2)
     low, high = np.minimum(patch, template).sum(2), np.maximum(patch, template).sum(2)
@@ -201,10 +218,10 @@ def _overlaps(
 
 
 def _patches(soft: np.ndarray) -> np.ndarray:
-    """Samples coverages around their centroid, in units of the square root of their sum.
+    """Sample coverages around their centroid, in units of the square root of their sum.
 
     Args:
-        soft: float ``(M, 34, 34)``, pictures with a margin of one pixel.
+        soft: coverages, float ``(M, 34, 34)``, with a margin of one pixel.
 
     Returns:
         float ``(M, 20, 20)``.
@@ -221,6 +238,7 @@ def _patches(soft: np.ndarray) -> np.ndarray:
 
 
 def _bilinear(soft: np.ndarray, gx: np.ndarray, gy: np.ndarray) -> np.ndarray:
+    """Bilinear interpolation of ``soft`` at the positions ``gx``, ``gy``."""
     last = SIZE + 1
     x0 = np.clip(np.floor(gx), 0, last - 1).astype(np.int64)
     y0 = np.clip(np.floor(gy), 0, last - 1).astype(np.int64)
@@ -232,16 +250,16 @@ def _bilinear(soft: np.ndarray, gx: np.ndarray, gy: np.ndarray) -> np.ndarray:
 
 
 def _template(shape: str) -> np.ndarray:
-    """A shape as `_patches` sees it, averaged over positions between pixels and over sizes."""
+    """A shape in the form of `_patches`, averaged over subpixel positions and over sizes."""
     fine, side = 8, SIZE + 2
-    drawn = []
+    coverages = []
     shifts = (0.0, 0.25, 0.5, 0.75)
     for dx, dy, radius in itertools.product(shifts, shifts, (4.8, 5.4)):
         image = Image.new("L", (side * fine, side * fine), 0)
         points = outline(shape, (16 + dx) * fine, (16 + dy) * fine, radius * fine)
         ImageDraw.Draw(image).polygon(points, 255)
-        drawn.append(np.asarray(image.reduce(fine), np.float32) / 255)
-    return _patches(np.stack(drawn)).mean(0)
+        coverages.append(np.asarray(image.reduce(fine), np.float32) / 255)
+    return _patches(np.stack(coverages)).mean(0)
 
 
 _TEMPLATES = np.stack([_template(shape) for shape in SHAPES])

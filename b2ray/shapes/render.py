@@ -1,4 +1,4 @@
-"""Draws a caption as a 32 × 32 RGB picture."""
+"""Rendering of a caption as a 32 × 32 RGB picture."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from PIL import Image, ImageDraw
 from b2ray.shapes.captions import COLOURS, Caption, Thing
 
 SIZE = 32
-_SCALE = 4  # drawn four times as large, then averaged: anti-aliased edges
+_SCALE = 4  # pictures are drawn four times as large and then averaged, for anti-aliased edges
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A thing with its centre and radius in pixels of the finished picture."""
+    """An object with its centre and radius in pixels of the finished picture."""
 
     thing: Thing
     x: float
@@ -26,8 +26,15 @@ class Placed:
 
 
 def place(caption: Caption, rng: np.random.Generator) -> list[Placed]:
-    """Positions and sizes, with jitter: the two hardly ever touch, and lie farther apart along the
-    relation's axis than across it."""
+    """Draw random positions and sizes for the objects of a caption.
+
+    The objects hardly ever touch, and their distance along the axis of the relation is larger than
+    across it.
+
+    Args:
+        caption: the caption.
+        rng: the generator of the jitter.
+    """
     scene = caption.scene
     along = np.array([9.0, 23.0]) + rng.uniform(-1.0, 1.0, 2)
     across = 16.0 + rng.uniform(-3.5, 3.5) + rng.uniform(-1.5, 1.5, 2)
@@ -41,13 +48,17 @@ def place(caption: Caption, rng: np.random.Generator) -> list[Placed]:
 
 
 def draw(placed: Sequence[Placed], rng: np.random.Generator) -> np.ndarray:
-    """Draws things on a plain, nearly white background.
+    """Draw objects on a plain, nearly white background.
+
+    Args:
+        placed: the objects.
+        rng: the generator for the shades of the colours.
 
     Returns:
         uint8 ``(32, 32, 3)``.
     """
-    ground = _shade((240, 240, 240), 8, rng)
-    image = Image.new("RGB", (SIZE * _SCALE, SIZE * _SCALE), ground)
+    background = _shade((240, 240, 240), 8, rng)
+    image = Image.new("RGB", (SIZE * _SCALE, SIZE * _SCALE), background)
     pen = ImageDraw.Draw(image)
     for p in placed:
         colour = _shade(COLOURS[p.thing.colour], 8, rng)
@@ -56,7 +67,7 @@ def draw(placed: Sequence[Placed], rng: np.random.Generator) -> np.ndarray:
 
 
 def render(caption: Caption, seed: int | Sequence[int]) -> np.ndarray:
-    """One picture of the caption; the same seed gives the same bytes.
+    """Render a picture of the caption; the same seed gives the same bytes.
 
     Returns:
         uint8 ``(32, 32, 3)``.
@@ -66,26 +77,27 @@ def render(caption: Caption, seed: int | Sequence[int]) -> np.ndarray:
 
 
 def render_batch(captions: Sequence[Caption], seed: int) -> np.ndarray:
-    """One picture per caption; picture ``i`` depends on ``(seed, i)`` only.
+    """Render a picture of each caption; picture ``i`` depends on ``(seed, i)`` and its caption.
 
     Returns:
         uint8 ``(N, 32, 32, 3)``.
     """
-    out = np.empty((len(captions), SIZE, SIZE, 3), np.uint8)
+    pictures = np.empty((len(captions), SIZE, SIZE, 3), np.uint8)
     for i, caption in enumerate(captions):
-        out[i] = render(caption, (seed, i))
-    return out
+        pictures[i] = render(caption, (seed, i))
+    return pictures
 
 
 def _shade(
     colour: tuple[int, int, int], spread: int, rng: np.random.Generator
 ) -> tuple[int, int, int]:
+    """A random shade of a colour, each of whose channels differs by at most ``spread``."""
     r, g, b = np.clip(np.array(colour) + rng.integers(-spread, spread + 1, 3), 0, 255)
     return int(r), int(g), int(b)
 
 
-# Corners in units of the radius, around the centroid, y downwards. The factors give the shapes
-# similar areas, so that size tells nothing about shape.
+# Corners relative to the centroid, in units of the radius, with y downwards. The factors give the
+# shapes similar areas, so that the size does not reveal the shape.
 _CIRCLE = [(math.cos(t), math.sin(t)) for t in np.linspace(0, 2 * math.pi, 32, endpoint=False)]
 _SQUARE = [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)]
 _TRIANGLE = [(0.0, -1.2), (1.15, 0.75), (-1.15, 0.75)]
@@ -106,5 +118,11 @@ UNIT_POLYGONS: dict[str, list[tuple[float, float]]] = {
 
 
 def outline(shape: str, x: float, y: float, radius: float) -> list[float]:
-    """Corner coordinates ``[x0, y0, x1, y1, …]`` of a shape around its centroid."""
+    """Corner coordinates ``[x0, y0, x1, y1, …]`` of a shape.
+
+    Args:
+        shape: one of `SHAPES`.
+        x, y: the centroid in pixels.
+        radius: the radius in pixels.
+    """
     return [v for dx, dy in UNIT_POLYGONS[shape] for v in (x + dx * radius, y + dy * radius)]

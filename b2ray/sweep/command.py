@@ -1,4 +1,4 @@
-"""`b2ray run --sweep FILE`: read, check, run, compare."""
+"""`b2ray run --sweep FILE`: reads and checks a sweep, runs its trials and compares them."""
 
 from __future__ import annotations
 
@@ -10,45 +10,55 @@ from dataclasses import dataclass
 
 import ray
 
+from b2ray.algorithm.cost import plan_cost
 from b2ray.config import Config
-from b2ray.cost import plan_cost
+from b2ray.config.load import Words
+from b2ray.config.paths import in_job_copy
 from b2ray.errors import EXIT_DONE, EXIT_STOPPED, EXIT_WORKER, ConfigError
 from b2ray.fleet import nodes
-from b2ray.fleet.capacity import needs, preflight, samplers_each, side_by_side
-from b2ray.fleet.nodes import Room
-from b2ray.fleet.session import session
-from b2ray.options import Words, in_job_copy
+from b2ray.fleet.capacity import most_of_each, side_by_side
+from b2ray.fleet.nodes import NodeResources
+from b2ray.rollout.roles import refuse_small_cluster, resource_requests, run_session
 from b2ray.sweep.board import Board
 from b2ray.sweep.compare import Outcome, State, comparison, table
 from b2ray.sweep.folder import SweepFolder, open_sweep
 from b2ray.sweep.parent import ParentRun
 from b2ray.sweep.runner import Runner
-from b2ray.sweep.trials import Plan, Trial, plan
+from b2ray.sweep.trials import SweepPlan, Trial, plan
 from b2ray.tracking.folder import dump, write_atomically
 
 
 def sweep(words: Words) -> int:
-    """Run the command; returns the exit code of `b2ray.errors`.
+    """Run a sweep, or go on with it.
+
+    Args:
+        words: the command line.
+
+    Returns:
+        The exit code, one of `b2ray.errors`.
 
     Raises:
-        ConfigError: something is wrong; nothing was started.
+        ConfigError: the sweep is wrong; no trial was started.
     """
-    found = plan(words)
+    sweep_plan = plan(words)
     if words.print_config:
-        for trial in found.trials:
+        for trial in sweep_plan.trials:
             print(f"--- # {trial.name}\n{dump(trial.config)}", end="")
         return EXIT_DONE
     if in_job_copy():
-        print(f"b2ray: this sweep is kept in {found.folder} on {platform.node()}", file=sys.stderr)
-    with open_sweep(found) as folder:
-        parent = ParentRun(found)
+        print(
+            f"b2ray: this sweep is kept in {sweep_plan.folder} on {platform.node()}",
+            file=sys.stderr,
+        )
+    with open_sweep(sweep_plan) as folder:
+        parent = ParentRun(sweep_plan)
         status, result = "FAILED", None
         try:
-            outcomes, stopped = _run(found, folder, parent)
-            result = comparison(found, outcomes)
+            outcomes, signal_name = _run(sweep_plan, folder, parent)
+            result = comparison(sweep_plan, outcomes)
             write_atomically(folder.result, json.dumps(result, indent=2) + "\n")
             failed = any(o.state == State.FAILED for o in outcomes.values())
-            status = "KILLED" if stopped else "FAILED" if failed else "FINISHED"
+            status = "KILLED" if signal_name else "FAILED" if failed else "FINISHED"
         finally:
             if result is not None:
                 parent.finish(status, result)
@@ -57,14 +67,14 @@ def sweep(words: Words) -> int:
     else:
         table(result)
         print(f"comparison {folder.result}")
-    return _exit(outcomes, stopped)
+    return _exit(outcomes, signal_name)
 
 
-def _exit(outcomes: Mapping[str, Outcome], stopped: str | None) -> int:
-    """Say what is left to do; returns the exit code."""
+def _exit(outcomes: Mapping[str, Outcome], signal_name: str | None) -> int:
+    """Print which trials are not done, and return the exit code."""
     unfinished = [n for n, o in outcomes.items() if o.state in (State.STOPPED, State.WAITING)]
     if unfinished:
-        by = f" by {stopped}" if stopped else ""
+        by = f" by {signal_name}" if signal_name else ""
         print(
             f"b2ray: stopped{by} with {len(unfinished)} of {len(outcomes)} trials to go; the same "
             "command goes on where they are",
@@ -80,26 +90,39 @@ def _exit(outcomes: Mapping[str, Outcome], stopped: str | None) -> int:
 
 
 def _run(
-    found: Plan, folder: SweepFolder, parent: ParentRun
+    sweep_plan: SweepPlan, folder: SweepFolder, parent: ParentRun
 ) -> tuple[dict[str, Outcome], str | None]:
-    """All trials; how each stands then, and the signal that stopped the sweep, if one did."""
-    stages = sum(t.config.curriculum.stages for t in found.trials)
-    board = Board(found.sweep.name, len(found.trials), stages)
+    """Run all trials that are not done.
+
+    Returns:
+        The outcome of every trial by its name, and the name of the signal that stopped the sweep,
+        if there was one.
+    """
+    stages = sum(t.config.curriculum.stages for t in sweep_plan.trials)
+    board = Board(sweep_plan.sweep.name, len(sweep_plan.trials), stages)
     try:
-        runner = Runner(found, folder, board)
+        runner = Runner(sweep_plan, folder, board)
         if not runner.waiting:
             return runner.outcomes, None
+        # The largest run comes first, because the cluster must hold it in any case.
         runs = sorted(runner.waiting, key=_size, reverse=True)
-        parallel = found.sweep.parallel
-        together = 1 if parallel == "auto" else min(parallel, len(runs))
-        with session(runs[0].config, together) as stop:
-            preflight(runs[0].config)
-            room = share(parallel, [t.config for t in runs], nodes.staying(nodes.rooms()))
-            board.line(_said(runner.waiting, room))
+        parallel = sweep_plan.sweep.parallel
+        at_once = 1 if parallel == "auto" else min(parallel, len(runs))
+        with run_session(runs[0].config, at_once) as stop:
+            # Share the cluster out.
+            refuse_small_cluster(runs[0].config)
+            cluster_share = share(
+                parallel, [t.config for t in runs], nodes.staying(nodes.resources())
+            )
+            board.line(_announcement(runner.waiting, cluster_share))
+
+            # Run the trials, each in its own process, on the Ray of this session.
             run_id = parent.begin()
-            configs = {t.name: _given(t.config, room.samplers, run_id) for t in runs}
+            configs = {
+                t.name: _trial_config(t.config, cluster_share.samplers, run_id) for t in runs
+            }
             address = ray.get_runtime_context().gcs_address
-            runner.run(configs, room.parallel, address, stop)
+            runner.run(configs, cluster_share.parallel, address, stop)
             return runner.outcomes, stop.signal
     finally:
         board.close()
@@ -107,60 +130,76 @@ def _run(
 
 @dataclass(frozen=True)
 class Share:
-    """How many runs go at a time, and the most samplers that each has; None: as it says."""
+    """How a sweep's runs share the cluster.
+
+    Attributes:
+        parallel: how many runs go on at the same time.
+        samplers: the most samplers that a run has; None leaves it to the run's configuration.
+    """
 
     parallel: int
     samplers: int | None
 
 
-def share(parallel: int | str, configs: Sequence[Config], there: Sequence[Room]) -> Share:
-    """Share the cluster out so that no run holds what another waits for.
+def share(
+    parallel: int | str, configs: Sequence[Config], cluster: Sequence[NodeResources]
+) -> Share:
+    """Share the cluster out, so that no run holds resources that another one waits for.
 
     Args:
-        parallel: how many are to go at a time, or `auto`.
-        configs: of the trials, the one that asks for most first.
+        parallel: how many runs are to go on at the same time, or `auto`.
+        configs: the configurations of the trials, beginning with that which needs most.
+        cluster: the resources of the nodes.
 
     Raises:
-        ConfigError: there is no room for so many.
+        ConfigError: the cluster is too small for so many runs.
     """
-    runs = [needs(c) for c in configs]
-    count = side_by_side(runs, there) if parallel == "auto" else min(int(parallel), len(runs))
+    runs = [resource_requests(c) for c in configs]
+    count = side_by_side(runs, cluster) if parallel == "auto" else min(int(parallel), len(runs))
     if count <= 1:
         return Share(1, None)
-    each = samplers_each(runs[:count], there)
-    if each is None and configs[0].fleet.wait_for_nodes == 0:
-        fits = next(n for n in range(count, 0, -1) if samplers_each(runs[:n], there))
+    samplers = most_of_each("sampler", runs[:count], cluster)
+    if samplers is None and configs[0].fleet.wait_for_nodes == 0:
+        fits = next(n for n in range(count, 0, -1) if most_of_each("sampler", runs[:n], cluster))
         raise ConfigError(
             f"parallel is {parallel} but the cluster has room for {fits} of these runs at a time "
-            f"(nodes: {'; '.join(map(str, there))}): lower it, or add nodes"
+            f"(nodes: {'; '.join(map(str, cluster))}): lower it, or add nodes"
         )
-    return Share(count, each or 1)
+    return Share(count, samplers or 1)
 
 
 def _size(trial: Trial) -> tuple[float, float]:
-    """What a run asks for at least: GPUs, then CPUs."""
-    wanted = [(n.least * n.together, n) for n in needs(trial.config)]
-    return sum(c * n.gpus for c, n in wanted), sum(c * n.cpus for c, n in wanted)
+    """Return the (GPUs, CPUs) that a run needs at least."""
+    requests = [(n.least * n.together, n) for n in resource_requests(trial.config)]
+    return sum(c * n.gpus for c, n in requests), sum(c * n.cpus for c, n in requests)
 
 
-def _given(config: Config, samplers: int | None, parent: str | None) -> Config:
-    """A trial's configuration as its process gets it. None of this changes the result."""
+def _trial_config(config: Config, samplers: int | None, parent: str | None) -> Config:
+    """Return the configuration that a trial's process gets; the changes do not affect its result.
+
+    Args:
+        config: the trial's configuration.
+        samplers: the most samplers that it may have; None changes nothing.
+        parent: the id of the sweep's run in MLflow.
+    """
     tracking = config.tracking.model_copy(update={"parent": parent})
     fleet = config.fleet
     if samplers is not None:
-        own = fleet.samplers
-        most = samplers if own.max == "auto" else min(own.max, samplers)
-        update = {"max": max(own.min, most)}
-        fleet = fleet.model_copy(update={"samplers": own.model_copy(update=update)})
+        settings = fleet.samplers
+        most = samplers if settings.max == "auto" else min(settings.max, samplers)
+        update = {"max": max(settings.min, most)}
+        fleet = fleet.model_copy(update={"samplers": settings.model_copy(update=update)})
     return config.model_copy(update={"tracking": tracking, "fleet": fleet})
 
 
-def _said(trials: Sequence[Trial], room: Share) -> str:
+def _announcement(trials: Sequence[Trial], cluster_share: Share) -> str:
     costs = [plan_cost(t.config) for t in trials]
     queries, evals = (sum(getattr(c, k) for c in costs) for k in ("reward_queries", "unet_evals"))
-    several = f", {room.parallel} at a time" if room.parallel > 1 else ""
-    each = f" with at most {room.samplers} samplers each" if room.samplers else ""
+    parallel = f", {cluster_share.parallel} at a time" if cluster_share.parallel > 1 else ""
+    samplers = (
+        f" with at most {cluster_share.samplers} samplers each" if cluster_share.samplers else ""
+    )
     return (
-        f"{len(trials)} trials to run{several}{each}: {queries:,} reward queries, at most "
+        f"{len(trials)} trials to run{parallel}{samplers}: {queries:,} reward queries, at most "
         f"{evals:,} UNet evaluations from their beginnings"
     )

@@ -1,4 +1,8 @@
-"""What came of a sweep: a figure for every trial, a mean with its interval for every setting."""
+"""Compares the trials of a sweep: the metric of every trial, and its mean for every setting.
+
+A setting is a combination of the swept values without the seed. Its mean over the seeds comes with
+a confidence interval.
+"""
 
 from __future__ import annotations
 
@@ -16,27 +20,33 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from b2ray.confidence import mean_interval
-from b2ray.discretion import shown
+from b2ray.config.secrets import shown
+from b2ray.evaluation.statistics import mean_interval
 from b2ray.sweep.folder import lines
-from b2ray.sweep.trials import Plan, Trial
+from b2ray.sweep.trials import SweepPlan, Trial
 from b2ray.tracking.folder import RunFolder
 
 
 class State(StrEnum):
-    """How a trial stands."""
+    """The state of a trial."""
 
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
     STOPPED_EARLY = "stopped early"
-    STOPPED = "stopped"  # to be gone on with
+    STOPPED = "stopped"  # by a signal: the same command resumes it
     FAILED = "failed"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial stands, and why if it failed: a sentence, and the file that says more."""
+    """The state of a trial, and why it failed, if it did.
+
+    Attributes:
+        state: the state.
+        cause: the cause of a failure in a sentence.
+        log: the file that says more about a failure.
+    """
 
     state: State
     cause: str = ""
@@ -44,7 +54,16 @@ class Outcome:
 
 
 def figure(trial: Trial, metric: str) -> float | None:
-    """The trial's figure as far as it is; None if it has none yet."""
+    """Return the metric of a trial, also while it runs.
+
+    Args:
+        trial: the trial.
+        metric: with a slash, a metric of metrics.jsonl, of which the newest value is returned;
+            otherwise a dotted path in summary.json.
+
+    Returns:
+        The value; None if there is none yet, or if it is not finite.
+    """
     if "/" in metric:
         values = [line[metric] for line in lines(trial) if metric in line]
         return _finite(values[-1]) if values else None
@@ -56,24 +75,27 @@ def figure(trial: Trial, metric: str) -> float | None:
 
 
 def _finite(value: Any) -> float | None:
-    """JSON has no other numbers, and a mean of others is none."""
+    """Return the value as a float if it is a finite number, else None, which JSON can express."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def comparison(plan: Plan, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """The sweep for programs: every trial, and every setting over its seeds, the best first.
+def comparison(plan: SweepPlan, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """Return the content of sweep.json: every trial, and every setting, beginning with the best.
 
-    A mean is of finished trials only. What is not there is null.
+    Means are over finished trials only. Values that do not exist are None.
 
     Args:
-        outcomes: by the trial's name.
+        plan: the sweep.
+        outcomes: the outcome of every trial by its name.
     """
     sweep = plan.sweep
     trials = [_trial(t, outcomes[t.name], sweep.metric) for t in plan.trials]
+    # Trials that differ in their seed only have the same setting.
     groups: dict[str, list[dict[str, Any]]] = {}
     for trial, entry in zip(plan.trials, trials, strict=True):
         groups.setdefault(json.dumps(trial.setting, default=str), []).append(entry)
     settings = [_setting(group) for group in groups.values()]
+    # The best setting comes first; those without a mean come last.
     sign = -1 if sweep.mode == "max" else 1
     settings.sort(key=lambda s: (s["mean"] is None, sign * (s["mean"] or 0.0)))
     best = settings[0]["values"] if settings[0]["mean"] is not None else None
@@ -96,8 +118,9 @@ def _trial(trial: Trial, outcome: Outcome, metric: str) -> dict[str, Any]:
 
 
 def _setting(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    done = [t for t in trials if t["state"] == State.FINISHED and t["figure"] is not None]
-    values = [t["figure"] for t in done]
+    """Return the entry of a setting in sweep.json, from the entries of its trials."""
+    finished = [t for t in trials if t["state"] == State.FINISHED and t["figure"] is not None]
+    values = [t["figure"] for t in finished]
     low, high = mean_interval(values) or (None, None)
     return {
         "values": {k: v for k, v in trials[0]["values"].items() if k != "seed"},
@@ -111,62 +134,73 @@ def _setting(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def table(found: Mapping[str, Any], console: Console | None = None) -> None:
-    """The closing table: a row a setting, then what did not finish and why."""
+def table(result: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print a table with a row per setting, then the trials that have not finished, and why.
+
+    Args:
+        result: what `comparison` returned.
+        console: where it is printed; standard output by default.
+    """
     console = console or Console()
-    console.print(_title(found), markup=False, highlight=False, soft_wrap=True, style="italic")
-    console.print(_view(found))
-    for line in _unfinished(found):
+    console.print(_title(result), markup=False, highlight=False, soft_wrap=True, style="italic")
+    console.print(_view(result))
+    for line in _unfinished(result):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def description(found: Mapping[str, Any], longest: int) -> str:
-    """The same in Markdown, cut off at a line's end if it has more than `longest` characters."""
+def description(result: Mapping[str, Any], longest: int) -> str:
+    """Return the table and the unfinished trials in Markdown.
+
+    Args:
+        result: what `comparison` returned.
+        longest: the most characters; what exceeds them is cut off at the end of a line.
+    """
     file = io.StringIO()
-    view = _view(found, lambda text: text.replace("|", "\\|"), box=box.MARKDOWN)
+    view = _view(result, lambda text: text.replace("|", "\\|"), box=box.MARKDOWN)
     Console(width=1000, file=file, color_system=None).print(view)
     lines = [line.strip() for line in file.getvalue().splitlines()]
     rows = "\n".join(line for line in lines if line)
-    text = "\n\n".join([f"{_title(found)}.", rows, *_unfinished(found)])
+    text = "\n\n".join([f"{_title(result)}.", rows, *_unfinished(result)])
     if len(text) <= longest:
         return text
-    rest = "\n\nThe rest is in sweep.json."
-    return text[: longest - len(rest)].rpartition("\n")[0] + rest
+    ending = "\n\nThe rest is in sweep.json."
+    return text[: longest - len(ending)].rpartition("\n")[0] + ending
 
 
-def _title(found: Mapping[str, Any]) -> str:
-    return f"{found['name']}: {found['metric']}, {found['mode']}imum is best"
+def _title(result: Mapping[str, Any]) -> str:
+    return f"{result['name']}: {result['metric']}, {result['mode']}imum is best"
 
 
 def _view(
-    found: Mapping[str, Any], cell: Callable[[str], str] = lambda text: text, **style: Any
+    result: Mapping[str, Any], cell: Callable[[str], str] = lambda text: text, **style: Any
 ) -> Table:
-    fields = list(found["settings"][0]["values"])
+    fields = list(result["settings"][0]["values"])
     view = Table(**style)
     for field in fields:
         view.add_column(escape(field), overflow="fold")
-    several = any(len(s["trials"]) > 1 for s in found["settings"])
-    columns = ("mean", "95 % interval", "each") if several else ("figure",)
+    has_seeds = any(len(s["trials"]) > 1 for s in result["settings"])
+    columns = ("mean", "95 % interval", "each") if has_seeds else ("figure",)
     for column in (*columns, "finished"):
         view.add_column(column, justify="right")
-    for s in found["settings"]:
+    for s in result["settings"]:
         mean = "—" if s["mean"] is None else f"{s['mean']:.4g}"
-        within = "—" if s["low"] is None else f"{s['low']:.4g} … {s['high']:.4g}"
-        each = " ".join(f"{v:.3g}" for v in s["each"])
+        interval = "—" if s["low"] is None else f"{s['low']:.4g} … {s['high']:.4g}"
+        by_seed = " ".join(f"{v:.3g}" for v in s["each"])
         values = [escape(cell(shown(f, s["values"][f]).strip("'"))) for f in fields]
-        done = f"{s['n']} of {len(s['trials'])}"
-        best = "bold" if s["values"] == found["best"] and len(found["settings"]) > 1 else None
-        row = [*values, mean, within, each, done] if several else [*values, mean, done]
-        view.add_row(*row, style=best)
+        finished = f"{s['n']} of {len(s['trials'])}"
+        row = [*values, mean]
+        row += [interval, by_seed, finished] if has_seeds else [finished]
+        is_best = s["values"] == result["best"] and len(result["settings"]) > 1
+        view.add_row(*row, style="bold" if is_best else None)
     return view
 
 
-def _unfinished(found: Mapping[str, Any]) -> Iterator[str]:
-    """A sentence for each trial that has not finished."""
-    for t in found["trials"]:
+def _unfinished(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line about each trial that has not finished."""
+    for t in result["trials"]:
         if t["state"] != State.FINISHED:
-            said = f"{t['name']}: {t['state']} after {t['stages']} stages"
-            had = f", at {t['figure']:.4g}" if t["figure"] is not None else ""
-            why = f": {t['cause']}" if t["cause"] else ""
-            more = f" ({t['log']})" if t["log"] else ""
-            yield f"{said}{had}{why}{more}"
+            state = f"{t['name']}: {t['state']} after {t['stages']} stages"
+            value = f", at {t['figure']:.4g}" if t["figure"] is not None else ""
+            cause = f": {t['cause']}" if t["cause"] else ""
+            log = f" ({t['log']})" if t["log"] else ""
+            yield f"{state}{value}{cause}{log}"

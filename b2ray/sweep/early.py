@@ -1,4 +1,4 @@
-"""Which trials are not worth going on with."""
+"""Decides which trials of a sweep are stopped before their last stage."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from b2ray.sweep.spec import Sweep
 
 
 class Halving:
-    """Asynchronous successive halving (arXiv 1810.05934), as Optuna has it, over the figures that
-    runs write while they go."""
+    """Asynchronous successive halving (arXiv 1810.05934) with Optuna's implementation.
+
+    It compares the metrics that trials write while they run.
+
+    Args:
+        sweep: the sweep, with `stop_early` set.
+    """
 
     def __init__(self, sweep: Sweep) -> None:
         assert sweep.stop_early is not None
@@ -25,19 +30,27 @@ class Halving:
             ),
         )
         self._trials: dict[str, optuna.Trial] = {}
-        self._seen: dict[str, int] = {}
+        self._stages: dict[str, int] = {}  # the last stage that Optuna knows, by the trial's name
 
     def told(self, name: str, lines: Iterable[Mapping[str, Any]]) -> bool:
-        """Take in a trial's lines of metrics.jsonl, of which it may know some; returns whether the
-        trial does too badly to go on."""
-        known = self._trials.get(name)
-        trial = self._trials[name] = self._study.ask() if known is None else known
-        badly = False
+        """Report a trial's lines of metrics.jsonl; those that were reported before change nothing.
+
+        Args:
+            name: the name of the trial.
+            lines: all of its lines so far.
+
+        Returns:
+            Whether the trial is too far behind the others to go on.
+        """
+        if name not in self._trials:
+            self._trials[name] = self._study.ask()
+        trial = self._trials[name]
+        should_stop = False
         for line in lines:
             stage = int(line["step"])
-            # Before the first stage all settings are alike.
-            if stage > self._seen.get(name, 0) and self.metric in line:
-                self._seen[name] = stage
+            # Before the first stage the policies of all settings are the same.
+            if stage > self._stages.get(name, 0) and self.metric in line:
+                self._stages[name] = stage
                 trial.report(float(line[self.metric]), stage)
-                badly |= trial.should_prune()
-        return badly
+                should_stop |= trial.should_prune()
+        return should_stop

@@ -1,4 +1,4 @@
-"""Running trials side by side, each in a process of its own, on one Ray."""
+"""Runs trials side by side, each in its own process, all on one Ray."""
 
 from __future__ import annotations
 
@@ -17,48 +17,56 @@ from b2ray.sweep.board import Board
 from b2ray.sweep.compare import Outcome, State
 from b2ray.sweep.early import Halving
 from b2ray.sweep.folder import SweepFolder, busy, committed, finished, lines
-from b2ray.sweep.trials import Plan, Trial
+from b2ray.sweep.trials import SweepPlan, Trial
 
 LOOK_EVERY = 0.3  # seconds between looks at the processes
-# Seconds that trials have to end in good order: less than what `ray job stop` gives a sweep on the
-# clusters of cluster/. A run that is killed can be gone on with as well.
+# Seconds that trials have to stop before they are killed; they can be resumed either way. It is
+# less than what `ray job stop` gives a sweep on the clusters of cluster/.
 STOP_WITHIN = 45.0
-# Seconds in which trials end whose sweep was killed: Ray's own patience, if it went along.
+# Seconds for which processes of a sweep that was killed may still hold their trials. At worst their
+# Ray died with the sweep, and they wait until Ray gives up.
 LEFT_OVER = 90.0
 
 
 @dataclass
 class Process:
-    """A trial that runs.
+    """The process of a trial that runs.
 
     Attributes:
-        size: bytes of its metrics.jsonl that were looked at.
-        enough: whether it does too badly to go on.
+        trial: the trial.
+        popen: the process.
+        size: the size of its metrics.jsonl in bytes when it was last read.
+        pruned: whether it is stopped early.
         asked: whether it was asked to stop.
     """
 
     trial: Trial
     popen: subprocess.Popen[bytes]
     size: int = 0
-    enough: bool = False
+    pruned: bool = False
     asked: bool = False
 
     def stop(self) -> None:
-        """Ask it to stop, as `b2ray.sweep.trial` understands it."""
+        """Close the process's standard input, which `fleet.session.stop_with_stdin` notices."""
         assert self.popen.stdin is not None
         self.asked = True
         self.popen.stdin.close()
 
 
 class Runner:
-    """Starts what is not finished, so many at a time, until all is settled or a signal comes.
+    """Runs the trials that are not done, until all have an outcome or a signal comes.
+
+    Args:
+        plan: the sweep.
+        folder: the sweep's folder, opened for writing.
+        board: shows the progress.
 
     Attributes:
-        outcomes: how each trial stands, by name.
-        waiting: what is still to be run.
+        outcomes: the outcome of every trial so far, by its name.
+        waiting: the trials that have not been started yet.
     """
 
-    def __init__(self, plan: Plan, folder: SweepFolder, board: Board) -> None:
+    def __init__(self, plan: SweepPlan, folder: SweepFolder, board: Board) -> None:
         self.plan, self.folder, self.board = plan, folder, board
         self.outcomes: dict[str, Outcome] = {}
         self.waiting: list[Trial] = []
@@ -69,21 +77,24 @@ class Runner:
     def run(
         self, configs: Mapping[str, Config], parallel: int, address: str, stop: StopFlag
     ) -> None:
-        """All trials that wait.
+        """Run all trials that wait.
 
         Args:
-            configs: what each trial's process is given, by the trial's name.
-            address: the Ray that all runs join.
+            configs: the configuration that each trial's process gets, by the trial's name.
+            parallel: how many run at the same time.
+            address: the address of the Ray cluster that all runs join.
+            stop: holds the signal that stops the sweep.
         """
-        until = time.monotonic() + LEFT_OVER
+        deadline = time.monotonic() + LEFT_OVER
         try:
             while (self.waiting or self._running) and stop.signal is None:
+                # Start as many as may run, but give processes of a killed sweep time to end.
                 for trial in list(self.waiting):
-                    # A process that a killed sweep has left is about to end.
-                    left = time.monotonic() < until and busy(trial)
-                    if len(self._running) < parallel and not left:
+                    is_held = time.monotonic() < deadline and busy(trial)
+                    if len(self._running) < parallel and not is_held:
                         self.waiting.remove(trial)
                         self._start(trial, configs[trial.name], address)
+                # Read what those that run have written.
                 for process in list(self._running):
                     self._look(process)
                 self.board.tick()
@@ -92,7 +103,7 @@ class Runner:
             self._stop_all()
 
     def _settle_known(self) -> None:
-        """What earlier calls of the command have left."""
+        """Find out which trials earlier calls of the command have finished or stopped early."""
         stopped = self.folder.stopped_early() if self._halving else {}
         for trial in self.plan.trials:
             stage = committed(trial)
@@ -112,12 +123,12 @@ class Runner:
         file = self.folder.write_config(trial, config)
         with self.folder.log(trial).open("ab") as log:
             popen = subprocess.Popen(
-                [sys.executable, "-m", "b2ray.sweep.trial", f"--config={file}"],
+                [sys.executable, "-m", "b2ray.run", f"--config={file}", "--stop-with-stdin"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "RAY_ADDRESS": address},
-                process_group=0,  # Ctrl-C is for the sweep, which passes it on
+                process_group=0,  # Ctrl-C goes to the sweep only, which then stops its trials
             )
         self._running.append(Process(trial, popen))
         self.outcomes[trial.name] = Outcome(State.RUNNING)
@@ -125,7 +136,7 @@ class Runner:
         self.board.started(trial, doing)
 
     def _look(self, process: Process) -> None:
-        """Take in what a trial has written, and its end."""
+        """Read new metrics of a trial, and notice when its process has ended."""
         trial, code = process.trial, process.popen.poll()
         metrics = trial.path / "metrics.jsonl"
         size = metrics.stat().st_size if metrics.exists() else 0
@@ -137,23 +148,26 @@ class Runner:
             self._end(process, code)
 
     def _take(self, process: Process) -> None:
-        trial, there = process.trial, lines(process.trial)
-        for line in there:
+        """Show the metrics of a trial, and stop it early if it is too far behind the others."""
+        trial, metrics = process.trial, lines(process.trial)
+        for line in metrics:
             self.board.stage(trial, line, self.plan.sweep.metric)
-        if self._halving and self._halving.told(trial.name, there) and not process.enough:
-            stage = int(there[-1]["step"])
+        if self._halving and self._halving.told(trial.name, metrics) and not process.pruned:
+            stage = int(metrics[-1]["step"])
             if stage < trial.config.curriculum.stages:
-                self.folder.stop_early(trial, stage)  # before it is asked: whatever happens then
-                process.enough = True
+                # Written first, so that it stays stopped if the sweep dies now.
+                self.folder.stop_early(trial, stage)
+                process.pruned = True
                 process.stop()
 
     def _end(self, process: Process, code: int) -> None:
+        """Settle a trial whose process has ended with an exit code."""
         trial = process.trial
         if finished(trial) and code == EXIT_DONE:
             self._settle(trial, Outcome(State.FINISHED), "finished")
-        elif process.enough:
-            said = f"stopped early after {committed(trial)} stages"
-            self._settle(trial, Outcome(State.STOPPED_EARLY), said)
+        elif process.pruned:
+            how = f"stopped early after {committed(trial)} stages"
+            self._settle(trial, Outcome(State.STOPPED_EARLY), how)
         elif code == EXIT_STOPPED or process.asked:
             self._settle(trial, Outcome(State.STOPPED), "stopped; the last committed stage stands")
         else:
@@ -161,26 +175,31 @@ class Runner:
             self._settle(trial, failed, f"failed: {failed.cause}")
 
     def _failure(self, trial: Trial, code: int) -> Outcome:
-        """What a trial's process ended of."""
+        """Return why a trial's process has failed.
+
+        A failed worker has left its trace in failure.log; otherwise the signal is the cause, or the
+        last error that the process has printed.
+        """
         log, trace = self.folder.log(trial), trial.path / "failure.log"
         if code == EXIT_WORKER and trace.exists():
             return Outcome(State.FAILED, trace.read_text("utf-8").splitlines()[0], str(trace))
         if code < 0:
             name = signal.Signals(-code).name
             return Outcome(State.FAILED, f"its process was ended by {name}", str(log))
-        said = [x for x in log.read_text("utf-8", "replace").splitlines() if x.strip()]
-        last = next((x for x in reversed(said) if x.startswith("b2ray: ")), (said or [""])[-1])
+        output = [x for x in log.read_text("utf-8", "replace").splitlines() if x.strip()]
+        last = next((x for x in reversed(output) if x.startswith("b2ray: ")), (output or [""])[-1])
         cause = last.removeprefix("b2ray: ") or "it said nothing"
         return Outcome(State.FAILED, f"exit code {code}: {cause}", str(log))
 
     def _settle(self, trial: Trial, outcome: Outcome, how: str) -> None:
+        """Note the outcome of a trial and say how it has ended."""
         self.outcomes[trial.name] = outcome
         if outcome.state in (State.FINISHED, State.STOPPED_EARLY):
             self.board.known(trial, trial.config.curriculum.stages)
         self.board.end(trial, how)
 
     def _stop_all(self) -> None:
-        """Stop what runs, resumably; wait a bounded time."""
+        """Stop all trials that run, so that they can be resumed, and wait at most `STOP_WITHIN`."""
         if not self._running:
             return
         self.board.line(
@@ -188,10 +207,10 @@ class Runner:
         )
         for process in self._running:
             process.stop()
-        until = time.monotonic() + STOP_WITHIN
+        deadline = time.monotonic() + STOP_WITHIN
         for process in list(self._running):
             try:
-                process.popen.wait(max(0.0, until - time.monotonic()))
+                process.popen.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.popen.kill()
                 process.popen.wait()

@@ -1,6 +1,6 @@
-"""sweep.yaml: what is varied, what is compared, how many runs go at a time.
+"""sweep.yaml: which fields are varied, what is compared, and how many runs go on at the same time.
 
-Every field of the file that is not named here is the configuration's own and holds for all trials.
+Every other field of the file is one of the configuration, and holds for all trials.
 """
 
 from __future__ import annotations
@@ -12,73 +12,74 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from b2ray.config import Config
+from b2ray.config.load import sentence
+from b2ray.config.secrets import shown
 from b2ray.config.section import Name, Positive, Section
-from b2ray.discretion import shown
 from b2ray.errors import ConfigError
-from b2ray.options import sentence
 
 
 class Draw(Section):
-    """A distribution that a field's values are drawn from; one of these."""
+    """A distribution from which the values of a field are drawn; give exactly one."""
 
     uniform: tuple[float, float] | None = None
-    """Any number between two."""
+    """Uniform between two numbers."""
     log_uniform: tuple[float, float] | None = None
-    """Any number between two above 0, every order of magnitude as likely."""
+    """Uniform in the logarithm between two numbers above 0: every order of magnitude is as likely
+    as any other."""
     integer: tuple[int, int] | None = None
-    """A whole number between two, both included."""
+    """An integer between two, both included."""
     choice: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
-    """One of a list."""
+    """One value of a list."""
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Self:
-        given = [k for k in type(self).model_fields if getattr(self, k) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give one of {', '.join(type(self).model_fields)}, not {given}")
+        names = [k for k in type(self).model_fields if getattr(self, k) is not None]
+        if len(names) != 1:
+            raise ValueError(f"give one of {', '.join(type(self).model_fields)}, not {names}")
         low, high = self.uniform or self.log_uniform or self.integer or (0, 1)
         if low >= high:
-            raise ValueError(f"{given[0]} goes from {low:g} to {high:g}: put the smaller one first")
+            raise ValueError(f"{names[0]} goes from {low:g} to {high:g}: put the smaller one first")
         if self.log_uniform and low <= 0:
             raise ValueError(f"log_uniform begins at {low:g}: begin above 0")
         return self
 
 
 class StopEarly(Section):
-    """Asynchronous successive halving (ASHA, arXiv 1810.05934): at `after` stages, at `factor`
-    times as many, and so on, a trial goes on only if it is among the best of those that came so
-    far."""
+    """Asynchronous successive halving (ASHA, arXiv 1810.05934): after `after` stages, after
+    `factor` times as many, and so on, a trial goes on only if it is among the best of the trials
+    that have come so far."""
 
     after: Positive
-    """Stages that every trial has at least."""
+    """The number of stages that every trial has at least."""
     factor: int = Field(3, ge=2)
-    """At each of these points the best one in so many goes on."""
+    """At each of these points, the best 1/`factor` of the trials go on."""
 
 
 class Sweep(Section):
-    """What the file says of the sweep itself."""
+    """The fields of the sweep itself."""
 
     name: Name
-    """The sweep's name: its folder in `runs`, and the parent run's name in MLflow."""
+    """The name of the sweep: its folder in `runs`, and its run in MLflow."""
     config: str | None = None
-    """The configuration file that the trials start from, unless the command line names one."""
+    """The configuration file that all trials start from, unless the command line names one."""
     metric: str = Field(min_length=1)
-    """What is compared: a figure of metrics.jsonl at the last stage that has it, such as
-    heldout/judge, or a place in summary.json, such as judge.train.after."""
+    """What is compared: a metric of metrics.jsonl at the last stage that has it, such as
+    heldout/judge, or a path in summary.json, such as judge.train.after."""
     mode: Literal["max", "min"] = "max"
-    """Whether more of it is better, or less."""
+    """Whether larger or smaller values are better."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field({})
     """Field → list of values; every combination is a trial."""
     sample: dict[str, Draw] = Field({})
-    """Field → distribution that values are drawn from, `samples` times; each draw goes with every
+    """Field → distribution from which `samples` values are drawn; every draw is combined with every
     combination of the grid."""
     samples: Positive | None = None
-    """How many draws."""
+    """The number of draws."""
     sample_seed: int = Field(0, ge=0, lt=2**32)
-    """Seed of the draws."""
+    """The seed of the draws."""
     parallel: Positive | Literal["auto"] = "auto"
-    """Runs at a time; `auto`: as many as the cluster holds."""
+    """How many runs go on at the same time; `auto`: as many as the cluster has resources for."""
     stop_early: StopEarly | None = None
-    """Whether trials that do badly are stopped before their last stage; empty: none is."""
+    """Stops trials that are far behind before their last stage; without it none is stopped."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -92,19 +93,19 @@ class Sweep(Section):
             return (
                 "nothing is varied: give a grid such as {seed: [0, 1, 2]}, or sample with samples"
             )
-        both = next((f for f in self.grid if f in self.sample), None)
-        if both:
-            return f"{both} is in grid and in sample: leave it in one of them"
-        place = next((f for f in self.swept if f in ("name", "runs")), None)
-        if place:
-            return f"{place} cannot be varied: every trial has a folder of its own anyway"
+        twice_swept = next((f for f in self.grid if f in self.sample), None)
+        if twice_swept:
+            return f"{twice_swept} is in grid and in sample: leave it in one of them"
+        of_folder = next((f for f in self.swept if f in ("name", "runs")), None)
+        if of_folder:
+            return f"{of_folder} cannot be varied: every trial has a folder of its own anyway"
         outer = next((f for f in self.swept for g in self.swept if g.startswith(f"{f}.")), None)
         if outer:
             return f"{outer} and a field of it are both varied: leave one of them out"
         for field, values in self.grid.items():
-            twice = next((v for i, v in enumerate(values) if v in values[:i]), None)
-            if twice is not None:
-                return f"grid.{field} has {shown(field, twice)} twice: give every value once"
+            repeated = next((v for i, v in enumerate(values) if v in values[:i]), None)
+            if repeated is not None:
+                return f"grid.{field} has {shown(field, repeated)} twice: give every value once"
         return None
 
     def _samples_problem(self) -> str | None:
@@ -136,7 +137,7 @@ class Sweep(Section):
     @field_validator("grid", mode="before")
     @classmethod
     def _numbers(cls, grid: Any) -> Any:
-        """1e-3 is a text in YAML 1.1, which wants 1.0e-3; here it is the number that is meant."""
+        """Read texts like 1e-3 as numbers, which YAML 1.1 only does for 1.0e-3."""
         if not isinstance(grid, Mapping):
             return grid
         for field, values in grid.items():
@@ -149,30 +150,34 @@ class Sweep(Section):
 
     @property
     def swept(self) -> tuple[str, ...]:
-        """The fields that are varied: drawn ones, then those of the grid."""
+        """The fields that are varied: those that are drawn, then those of the grid."""
         return (*self.sample, *self.grid)
 
 
 def _number(value: Any) -> Any:
-    number = isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value)
-    return float(value) if number else value
+    is_number = isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value)
+    return float(value) if is_number else value
 
 
 def split(values: Mapping[str, Any], where: str) -> tuple[Sweep, dict[str, Any]]:
-    """What a file says of the sweep, and what it sets of the configuration.
+    """Split the content of a sweep file into the sweep and fields of the configuration.
 
     Args:
-        where: the file, for messages.
+        values: the content of the file.
+        where: the file's name, for error messages.
+
+    Returns:
+        The sweep, and the fields that the file sets for all trials.
 
     Raises:
-        ConfigError: a field of the sweep is wrong, or one is neither's.
+        ConfigError: a field of the sweep is wrong, or a field belongs to neither.
     """
-    own = {k: v for k, v in values.items() if k in Sweep.model_fields}
+    sweep_fields = {k: v for k, v in values.items() if k in Sweep.model_fields}
     for field, example in (("name", "name: rates"), ("metric", "metric: heldout/judge")):
-        if field not in own:
+        if field not in sweep_fields:
             raise ConfigError(f"{where}: {field} is missing: write for example `{example}`")
-    rest = {k: v for k, v in values.items() if k not in own}
-    for key, value in rest.items():
+    config_fields = {k: v for k, v in values.items() if k not in sweep_fields}
+    for key, value in config_fields.items():
         if key not in Config.model_fields:
             fields = ", ".join(Sweep.model_fields)
             raise ConfigError(
@@ -180,6 +185,6 @@ def split(values: Mapping[str, Any], where: str) -> tuple[Sweep, dict[str, Any]]
                 f"(value {shown(key, value)})"
             )
     try:
-        return Sweep(**own), rest
+        return Sweep(**sweep_fields), config_fields
     except ValidationError as error:
         raise ConfigError(f"{where}: {sentence(error)}") from error

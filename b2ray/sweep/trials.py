@@ -1,4 +1,4 @@
-"""From sweep.yaml to trials: whole configurations, all of them checked before one starts."""
+"""Turns a sweep into trials: complete configurations, all checked before the first one starts."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from b2ray.checks import check_files
 from b2ray.config import SUMMARY_WORDS, Config
-from b2ray.discretion import shown
+from b2ray.config.load import Words, base, merge, read_yaml, resolved
+from b2ray.config.paths import find
+from b2ray.config.secrets import shown
 from b2ray.errors import ConfigError
-from b2ray.options import Words, base, find, merge, read_yaml, resolved
+from b2ray.preflight import check_files
 from b2ray.sweep.spec import Sweep, split
 from b2ray.sweep.values import points
 from b2ray.tracking.folder import refuse_foreign
-from b2ray.tracking.mlflow_names import tracking_uri
+from b2ray.tracking.mlflow.names import tracking_uri
 
-# How the figures of metrics.jsonl begin.
+# The first parts of the names of metrics in metrics.jsonl.
 FIGURES = (
     *("branch", "cost", "demonstrations", "diversity", "eval", "fleet", "heldout", "memory"),
-    *("policy", "prefix", "replay", "reward", "throughput", "time"),
+    *("policy", "replay", "reward", "throughput", "time"),
 )
 
 
@@ -30,8 +31,9 @@ class Trial:
     """One run of a sweep.
 
     Attributes:
-        values: what it has of the fields that are varied.
-        config: its whole configuration; its name is the trial's, its `runs` the sweep's folder.
+        values: its values of the fields that are varied.
+        config: its complete configuration; `config.name` is the name of the trial, and
+            `config.runs` the folder of the sweep.
     """
 
     values: Mapping[str, Any]
@@ -39,26 +41,29 @@ class Trial:
 
     @property
     def name(self) -> str:
+        """The name of the trial and of its run."""
         return self.config.name
 
     @property
     def path(self) -> Path:
-        """The run's folder."""
+        """The folder of the trial's run."""
         return Path(self.config.runs) / self.config.name
 
     @property
     def setting(self) -> dict[str, Any]:
-        """Its values without the seed."""
+        """The values without the seed; trials with the same setting are averaged."""
         return {k: v for k, v in self.values.items() if k != "seed"}
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A sweep with all its trials.
 
     Attributes:
-        fields: what the file and the command line set of the configuration.
-        folder: runs/NAME.
+        sweep: what is varied and compared.
+        fields: the fields of the configuration that the file and the command line set.
+        trials: the trials, in the order of the grid.
+        folder: the folder of the sweep, runs/NAME.
     """
 
     sweep: Sweep
@@ -67,20 +72,23 @@ class Plan:
     folder: Path
 
 
-def plan(words: Words) -> Plan:
-    """Read a sweep's file with the command line over it, and resolve and check every trial.
+def plan(words: Words) -> SweepPlan:
+    """Read the file of a sweep, and resolve and check the configuration of every trial.
+
+    Args:
+        words: the command line, whose fields override those of the file.
 
     Raises:
         ConfigError: the first thing that is wrong, with the trial, the field and the value.
     """
-    sweep, own = _read(words)
-    given = {k: v for k, v in words.fields.items() if k != "name"}
-    _refuse_both(sweep, given)
-    low = base(words.config or sweep.config, False, {})
+    sweep, file_fields = _read(words)
+    command_fields = {k: v for k, v in words.fields.items() if k != "name"}
+    _refuse_both(sweep, command_fields)
+    base_values = base(words.config or sweep.config, False, {})
     trials = []
     for point in points(sweep):
         try:
-            config = resolved(low, own, given, point.nested())
+            config = resolved(base_values, file_fields, command_fields, point.nested())
             check_files(config)
             _check_metric(sweep.metric, config)
             trial = _placed(Trial(point.values, config), sweep.name, point.name)
@@ -88,11 +96,12 @@ def plan(words: Words) -> Plan:
         except ConfigError as error:
             raise ConfigError(f"trial {point.name}: {error}") from error
         trials.append(trial)
-    return Plan(sweep, merge(own, given), tuple(trials), trials[0].path.parent)
+    fields = merge(file_fields, command_fields)
+    return SweepPlan(sweep, fields, tuple(trials), trials[0].path.parent)
 
 
 def _read(words: Words) -> tuple[Sweep, dict[str, Any]]:
-    """The file; a --name of the command line is the sweep's."""
+    """Read the file of a sweep; a --name on the command line is the name of the sweep."""
     assert words.sweep is not None
     file = find(words.sweep)
     if file is None or not file.is_file():
@@ -103,10 +112,10 @@ def _read(words: Words) -> tuple[Sweep, dict[str, Any]]:
     return split(values, words.sweep)
 
 
-def _refuse_both(sweep: Sweep, given: Mapping[str, Any]) -> None:
-    """A field that is varied and set on the command line."""
+def _refuse_both(sweep: Sweep, command_fields: Mapping[str, Any]) -> None:
+    """Refuse a field that is varied by the sweep and also set on the command line."""
     for field in sweep.swept:
-        value: Any = given
+        value: Any = command_fields
         for part in field.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         if value is not None:
@@ -117,17 +126,18 @@ def _refuse_both(sweep: Sweep, given: Mapping[str, Any]) -> None:
 
 
 def _placed(trial: Trial, sweep: str, name: str) -> Trial:
-    """In a folder of the sweep's, but in MLflow where other runs are."""
+    """Put a trial into the folder of the sweep; in MLflow it stays where other runs are."""
     config = trial.config
     update: dict[str, Any] = {"name": name, "runs": str(Path(config.runs) / sweep)}
-    if not os.environ.get("MLFLOW_TRACKING_URI"):  # it may have a password: not into a file
+    # A store from the environment may have a password, which must not get into a file.
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
         uri = tracking_uri(config)
         update["tracking"] = config.tracking.model_copy(update={"uri": uri})
     return replace(trial, config=config.model_copy(update=update))
 
 
 def _check_metric(metric: str, config: Config) -> None:
-    """Refuse what the run will not have: found out at the end only, it has cost hours."""
+    """Refuse a metric that the run will not have, before hours are spent on it."""
     kind, _, rest = metric.partition("/")
     trained = [r.name for r in config.rewards]
     heldout = [r.name for r in config.evaluation.heldout_rewards]
@@ -150,5 +160,5 @@ def _check_metric(metric: str, config: Config) -> None:
         ],
     }
     if kind in known and rest not in known[kind]:
-        there = ", ".join(f"{kind}/{n}" for n in known[kind]) or f"nothing in {kind}/"
-        raise ConfigError(f"metric is {metric!r}, but this run has {there}")
+        names_of_kind = ", ".join(f"{kind}/{n}" for n in known[kind]) or f"nothing in {kind}/"
+        raise ConfigError(f"metric is {metric!r}, but this run has {names_of_kind}")

@@ -1,4 +1,4 @@
-"""The values of each trial: a grid's combinations, draws from distributions, and their names."""
+"""The values of every trial: combinations of the grid, draws from distributions, and names."""
 
 from __future__ import annotations
 
@@ -13,49 +13,58 @@ from typing import Any
 from b2ray.errors import ConfigError
 from b2ray.sweep.spec import Draw, Sweep
 
-LONGEST = 24  # characters of a text in a trial's name
-LONGEST_NAME = 80  # as a run's
-TRIES = 50  # draws for each that is asked for, where some come twice
+LONGEST = 24  # the most characters of one value in the name of a trial
+LONGEST_NAME = 80  # the most characters of the name of a run
+TRIES = 50  # how many draws are made for each that is wanted, because some occur twice
 
 
 @dataclass(frozen=True)
 class Point:
-    """A trial's values.
+    """The values of one trial.
 
     Attributes:
-        name: says the values; the same in a file that has more of them.
-        values: by field, drawn ones first.
+        name: made of the values alone, so that it stays the same when more values are added to the
+            sweep's file.
+        values: the values by field, beginning with those that are drawn.
     """
 
     name: str
     values: Mapping[str, Any]
 
     def nested(self) -> dict[str, Any]:
-        """The values as a configuration's file has them."""
-        found: dict[str, Any] = {}
+        """Return the values as nested sections, as in a configuration file."""
+        values: dict[str, Any] = {}
         for field, value in self.values.items():
             *sections, last = field.split(".")
-            place = found
+            section_values = values
             for section in sections:
-                place = place.setdefault(section, {})
-            place[last] = value
-        return found
+                section_values = section_values.setdefault(section, {})
+            section_values[last] = value
+        return values
 
 
 def points(sweep: Sweep) -> Iterator[Point]:
-    """Every draw with every combination of the grid."""
+    """Combine every draw with every combination of the grid."""
     grid = [dict(zip(sweep.grid, v, strict=True)) for v in itertools.product(*sweep.grid.values())]
     for number, drawn in enumerate(draws(sweep)):
         for values in grid:
             words = [f"{number:03d}"] if sweep.sample else []
-            both = {**drawn, **values}
-            words += [f"{_short(f, sweep)}{_said(v)}" for f, v in both.items()]
-            yield Point(_joined(words), both)
+            combined = {**drawn, **values}
+            words += [f"{_short(f, sweep)}{_as_name(v)}" for f, v in combined.items()]
+            yield Point(_joined(words), combined)
 
 
 def draws(sweep: Sweep) -> list[dict[str, Any]]:
-    """What is drawn: all different, and the first ones the same however many are asked for. One
-    empty draw if nothing is to be drawn."""
+    """Draw `sweep.samples` different values for the sampled fields.
+
+    More samples with the same seed begin with the same draws.
+
+    Returns:
+        The values by field for each draw; a single empty draw if no field is sampled.
+
+    Raises:
+        ConfigError: the distributions do not have so many different values.
+    """
     if not sweep.sample or sweep.samples is None:
         return [{}]
     import optuna
@@ -63,16 +72,16 @@ def draws(sweep: Sweep) -> list[dict[str, Any]]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(sweep.sample_seed))
     space = {field: _distribution(draw) for field, draw in sweep.sample.items()}
-    found: list[dict[str, Any]] = []
+    different: list[dict[str, Any]] = []
     for _ in range(TRIES * sweep.samples):
         numbers = study.ask(space).params
         drawn = {field: _drawn(draw, numbers[field]) for field, draw in sweep.sample.items()}
-        if drawn not in found:
-            found.append(drawn)
-        if len(found) == sweep.samples:
-            return found
+        if drawn not in different:
+            different.append(drawn)
+        if len(different) == sweep.samples:
+            return different
     raise ConfigError(
-        f"samples is {sweep.samples} but sample has only {len(found)} different values: lower "
+        f"samples is {sweep.samples} but sample has only {len(different)} different values: lower "
         "samples, or move them to grid"
     )
 
@@ -91,19 +100,19 @@ def _distribution(draw: Draw) -> Any:
 def _drawn(draw: Draw, number: float) -> Any:
     if draw.choice is not None:
         return draw.choice[int(number)]
-    # Four digits are more than a comparison can tell apart, and can be read in a name.
+    # Four digits are finer than any comparison, and short enough for a name.
     return number if draw.integer is not None else float(f"{number:.4g}")
 
 
 def _short(field: str, sweep: Sweep) -> str:
-    """A field's last word, if no other has the same."""
+    """Return the last part of a field's name, or all of it if another field ends the same."""
     last = field.rpartition(".")[2]
     others = [f.rpartition(".")[2] for f in sweep.swept]
     return last if others.count(last) == 1 else field
 
 
-def _said(value: Any) -> str:
-    """A value in characters of a folder's name, with a digest where that loses something."""
+def _as_name(value: Any) -> str:
+    """Write a value in the characters of a folder's name, with a digest if that loses anything."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return repr(value).replace("+", "")
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
@@ -114,6 +123,7 @@ def _said(value: Any) -> str:
 
 
 def _joined(words: list[str]) -> str:
+    """Join words to a name, which is cut off and gets a digest if it is too long."""
     name = "_".join(words)
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 7]}-{_digest(name)}"
 

@@ -1,1 +1,1 @@
-"""The run's folder, its figures, MLflow, and what a person sees while it goes on."""
+"""The run's folder, its metrics, MLflow, and what the user sees while the run goes on."""

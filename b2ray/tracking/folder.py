@@ -1,8 +1,8 @@
-"""runs/NAME: what a run writes, and how a stage commits.
+"""The folder of a run, runs/NAME: the files in it, and how a stage is committed.
 
-A stage commits by a rename: its checkpoint is written beside, flushed, and moved into place. What
-was appended for a stage that did not commit is cut off on resume, so a stage that is done again
-leaves no trace of its first try.
+A stage is committed by a rename: its checkpoint is written under another name, flushed to disk, and
+then renamed. When a run resumes, the lines that were appended for a stage without a commit are
+removed, so that a stage that is repeated leaves no trace of its first try.
 """
 
 from __future__ import annotations
@@ -15,43 +15,44 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
 import safetensors.numpy
 import yaml
 
-from b2ray import replay
-from b2ray.branching import RewardWindow
+from b2ray.algorithm import replay
+from b2ray.algorithm.branching import RewardWindow
 from b2ray.config import Config
+from b2ray.config.load import read_yaml, validated
 from b2ray.diffusion import lora_file
-from b2ray.diffusion.trajectory import Prefix
 from b2ray.errors import ConfigError
-from b2ray.options import read_yaml, validated
-from b2ray.prefixes import Origin, needed, packed, unpacked
 
 KEPT_CHECKPOINTS = 2
-# What a run that ended before its first commit may leave.
+# Files that a run which ended before its first commit may have left behind.
 LEFTOVERS = ("metrics.jsonl", "mlflow.json", "fleet.jsonl", "system.jsonl")
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunState:
-    """Everything besides weights that decides how a run goes on.
+    """Everything apart from the weights and the optimizer that the next stages depend on.
 
-    There is no state of random generators: all randomness is keyed by seed, stage and place.
+    It holds no state of random generators, because every random number is a function of the seed,
+    the stage and the position within the stage.
 
     Attributes:
-        stage: committed stages, which is the next stage's number.
-        window: rewards of earlier stages by prompt.
-        scores: scores of earlier stages by reward, for rewards with `scale=window`.
-        reference: (mean, std) of those rewards at the first evaluation.
-        counters: totals by figure name.
-        evaluations: figures of each evaluation so far.
-        shares: (n, the branches' share of the reward's variance) of each stage so far.
+        stage: how many stages are committed, which is also the number of the next stage.
+        version: the version of the policy after these stages.
+        digest: the digest of that policy's LoRA; empty before the first commit.
+        window: the rewards of earlier stages by prompt.
+        scores: the scores of earlier stages by reward, for rewards with `scale=window`.
+        reference: (mean, std) of the scores of those rewards at the first evaluation.
+        counters: totals over all stages, by the name of the metric.
+        evaluations: the metrics of each evaluation so far.
+        shares: for each stage so far, the interval n and the share of the reward's variance that
+            lies between the branches of one prefix.
     """
 
     stage: int = 0
@@ -64,36 +65,64 @@ class RunState:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     shares: list[tuple[int, float]] = field(default_factory=list)
 
+    @classmethod
+    def new(cls, window: int) -> Self:
+        """Return the state before the first stage; `window` is the length of its reward windows."""
+        return cls(window=RewardWindow(window), scores=RewardWindow(window))
+
+    def after_stage(self, costs: Mapping[str, float]) -> Self:
+        """Return the state one stage later, with the stage's costs added to the counters."""
+        totals = {name: self.counters.get(name, 0.0) + cost for name, cost in costs.items()}
+        return replace(self, stage=self.stage + 1, counters={**self.counters, **totals})
+
     def to_json(self) -> str:
+        """Return the state as the text of state.json."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
+        """Read the text of state.json; raise ValueError, KeyError or TypeError if it is broken."""
         values = json.loads(text)
         for name in ("window", "scores"):
             values[name] = RewardWindow(**values[name])
         values["reference"] = {k: tuple(v) for k, v in values["reference"].items()}
-        # A run that was begun before there were shares goes on.
+        # Runs of earlier versions of b2ray have no shares, and can still be resumed.
         values["shares"] = [(n, share) for n, share in values.get("shares", [])]
         return cls(**values)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed stage as it was read back; `before` is the LoRA of the one before, if it is
-    kept, `kept` what the next one trains on again, and `prefixes` what serves again in it or
-    later."""
+    """A committed stage, read back from disk.
+
+    Attributes:
+        state: the run's state after the stage.
+        weights: the LoRA after the stage.
+        optimizer: the state of the optimizer after the stage.
+        before: the LoRA of the stage before; None if that checkpoint does not exist.
+        replay: the entries that the next stage replays, with their arrays.
+    """
 
     state: RunState
     weights: dict[str, np.ndarray]
     optimizer: dict[str, np.ndarray]
     before: dict[str, np.ndarray] | None
-    kept: list[replay.Kept]
-    prefixes: dict[Origin, Prefix]
+    replay: list[replay.ReplayEntry]
 
 
 class RunFolder:
-    """The folder of one run, held by one process at a time. Made by `open_run`."""
+    """The folder of one run.
+
+    The run itself writes to it: `open_run` makes the object and holds a lock, so that only one
+    process at a time calls `last_commit`, `commit`, `append_*` and `save_*`. Everything else
+    (reports, sweeps, `b2ray sample`) makes the object itself and only reads, which needs no lock
+    and works while the run goes on: files appear by a rename, and a last line of metrics.jsonl
+    that is not complete is skipped.
+
+    Args:
+        path: the folder.
+        config: the run's configuration.
+    """
 
     def __init__(self, path: Path, config: Config) -> None:
         self.path, self.config = path, config
@@ -104,20 +133,19 @@ class RunFolder:
         self.pictures = path / "pictures"
         self.lora = path / "lora"
         self._checkpoints = path / "checkpoints"
-        self._prefixes = path / "prefixes"
 
     @property
     def finished(self) -> bool:
-        """Whether the run has its summary, which is written last."""
+        """Whether the run has finished, which its summary shows, because it is written last."""
         return self.summary_file.exists()
 
     @property
     def committed(self) -> int:
-        """The newest committed stage, -1 if there is none."""
+        """The number of the newest committed stage; -1 if there is none."""
         return max((int(p.name.split("-")[1]) for p in self._committed()), default=-1)
 
     def last_commit(self) -> Checkpoint | None:
-        """The newest committed stage; cuts off what later, uncommitted tries left behind."""
+        """Read the newest committed stage, if any, and remove what later tries did not commit."""
         stages = self._committed()
         for leftover in self._checkpoints.glob("*.part"):
             shutil.rmtree(leftover)
@@ -131,7 +159,6 @@ class RunFolder:
             safetensors.numpy.load_file(folder / "optimizer.safetensors"),
             lora_file.load(stages[-2] / lora_file.FILE) if len(stages) > 1 else None,
             replay.load(folder),
-            self._read_prefixes(self.committed),
         )
 
     def commit(
@@ -139,33 +166,29 @@ class RunFolder:
         state: RunState,
         weights: lora_file.State,
         optimizer: lora_file.State,
-        kept: Sequence[replay.Kept] = (),
-        prefixes: Mapping[Origin, Prefix] = MappingProxyType({}),
+        entries: Sequence[replay.ReplayEntry] = (),
     ) -> None:
-        """Make a stage final, or leave the last one as it is.
+        """Write the checkpoint of a stage; if that fails, the one before it stays the newest.
 
         Args:
-            state: this stage's and those before it.
-            weights: its LoRA.
-            optimizer: its optimizer's state.
-            kept: what the next stage trains on again, with its arrays.
-            prefixes: that this stage made, if they serve again.
+            state: the run's state after the stage.
+            weights: the LoRA after the stage.
+            optimizer: the state of the optimizer after the stage.
+            entries: the entries that the next stage replays, with the arrays of trajectories.
 
         Raises:
-            ConfigError: the disk refuses, because it is full, for example.
+            ConfigError: the checkpoint cannot be written, for example because the disk is full.
         """
         final = self._checkpoints / f"stage-{state.stage:05d}"
         part = final.with_suffix(".part")
         try:
-            if prefixes:
-                self._prefixes.mkdir(exist_ok=True)
-                write_atomically(self._prefix_file(state.stage), packed(prefixes))
-                _flush(self._prefixes)
+            # Write everything under another name.
             part.mkdir(parents=True, exist_ok=True)
             lora_file.save(part, weights, self.config.model.lora)
             (part / "optimizer.safetensors").write_bytes(safetensors.numpy.save(dict(optimizer)))
-            replay.save(part, kept)
+            replay.save(part, entries)
             (part / "state.json").write_text(state.to_json())
+            # The rename must not reach the disk before the contents.
             for file in (*part.iterdir(), part):
                 _flush(file)
             part.rename(final)
@@ -178,10 +201,13 @@ class RunFolder:
             ) from error
         for old in self._committed()[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old)
-        self._forget_prefixes(state.stage)
 
     def append_metrics(self, step: int, figures: Mapping[str, float], images: list[str]) -> None:
-        """Add a stage's line to metrics.jsonl; `images` are files under the run's folder."""
+        """Add the line of a stage to metrics.jsonl; `images` are paths under the run's folder.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
         line = {"step": step, "time": time.time(), "images": images, **figures}
         try:
             with self.metrics_file.open("a", encoding="utf-8") as file:
@@ -192,12 +218,12 @@ class RunFolder:
             raise ConfigError(f"{self.metrics_file} cannot be written: {error.strerror}") from error
 
     def append_event(self, event: Mapping[str, Any]) -> None:
-        """Add a line to fleet.jsonl: what happened to the fleet, over all tries of the run."""
+        """Add an event of the workers to fleet.jsonl; if the disk refuses, the event is lost."""
         with contextlib.suppress(OSError), self.events_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 
     def save_trace(self, actor: str, content: bytes) -> None:
-        """Keep what an actor was traced doing."""
+        """Write the trace of an actor, which is gzipped JSON, into traces/."""
         folder = self.path / "traces"
         folder.mkdir(exist_ok=True)
         write_atomically(folder / f"{actor}.json.gz", content)
@@ -205,40 +231,47 @@ class RunFolder:
     def save_scores(
         self, step: int, name: str, prompts: list[str], scores: Mapping[str, np.ndarray]
     ) -> None:
-        """Keep the scores of each picture of an evaluation of a prompt set."""
-        values = {k: [float(v) for v in found] for k, found in scores.items()}
+        """Write the scores of an evaluation on one prompt set.
+
+        Args:
+            step: the number of stages before the evaluation.
+            name: the name of the prompt set, such as `train`.
+            prompts: the prompt of each of N pictures.
+            scores: the scores of the pictures by reward, each of shape (N,).
+        """
+        values = {k: [float(v) for v in column] for k, column in scores.items()}
         file = self._scores_file(step, name)
         file.parent.mkdir(exist_ok=True)
         write_atomically(file, json.dumps({"prompts": prompts, "scores": values}))
 
     def scores(self, step: int, name: str) -> dict[str, np.ndarray]:
-        """Scores of each picture of an evaluation, by reward."""
-        kept = json.loads(self._scores_file(step, name).read_text(encoding="utf-8"))
-        return {k: np.array(v) for k, v in kept["scores"].items()}
+        """Return the score of each picture of an evaluation, by reward, as arrays of shape (N,)."""
+        evaluation = json.loads(self._scores_file(step, name).read_text(encoding="utf-8"))
+        return {k: np.array(v) for k, v in evaluation["scores"].items()}
 
     def prompts(self, step: int, name: str) -> list[str]:
-        """The prompt of each picture of an evaluation."""
-        kept = json.loads(self._scores_file(step, name).read_text(encoding="utf-8"))
-        return list(kept["prompts"])
+        """Return the prompt of each picture of an evaluation."""
+        evaluation = json.loads(self._scores_file(step, name).read_text(encoding="utf-8"))
+        return list(evaluation["prompts"])
 
     def evaluated(self, step: int, name: str) -> bool:
-        """Whether there is an evaluation of a prompt set after a stage."""
+        """Return whether a prompt set was evaluated after this number of stages."""
         return self._scores_file(step, name).is_file()
 
     def strip(self, step: int, name: str) -> Path:
-        """The first pictures of an evaluation, side by side (`show.strip`); it may be missing."""
+        """Return where the first pictures of an evaluation are (`show.strip`), if they exist."""
         return self.pictures / f"step-{step:05d}" / f"{name}_strip.png"
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl."""
+        """Read all complete lines of metrics.jsonl."""
         if not self.metrics_file.exists():
             return []
         lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
-        # A line without its end is being written, or its process died over it.
+        # A line without a newline is still being written, or its process died while writing it.
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def summary(self) -> dict[str, Any]:
-        """What a finished run says of itself."""
+        """Read summary.json, which only a finished run has."""
         return dict(json.loads(self.summary_file.read_text()))
 
     def _committed(self) -> list[Path]:
@@ -246,57 +279,31 @@ class RunFolder:
             p for p in self._checkpoints.glob("stage-*") if re.fullmatch(r"stage-\d{5}", p.name)
         )
 
-    def _prefix_file(self, step: int) -> Path:
-        """Prefixes that the stage of this commit made. They are written once: a checkpoint would
-        have them all again."""
-        return self._prefixes / f"stage-{step:05d}.safetensors"
-
-    def _read_prefixes(self, step: int) -> dict[Origin, Prefix]:
-        """Those that serve after a commit."""
-        self._forget_prefixes(step)
-        config = self.config
-        files = sorted(self._prefixes.glob("stage-*.safetensors"))
-        origin = config.prefix.drawn(step)
-        if config.prefix.policy == "reuse" and origin < step < config.curriculum.stages:
-            file = self._prefix_file(origin + 1)
-            if file not in files:
-                raise ConfigError(
-                    f"{file} is missing: stage {step + 1} goes on from its prefixes, whose weights "
-                    "are gone; put it back, or start again under another --name"
-                )
-        return unpacked(files)
-
-    def _forget_prefixes(self, step: int) -> None:
-        """Delete what serves no more after a commit, and what a later, uncommitted try left."""
-        for file in self._prefixes.glob("stage-*"):
-            made = int(file.name[6:11])
-            if file.suffix == ".part" or made > step or not needed(self.config, made - 1, step):
-                file.unlink()
-
     def _scores_file(self, step: int, name: str) -> Path:
         return self.path / "evaluations" / f"step-{step:05d}_{name}.json"
 
     def _cut_metrics(self, step: int) -> None:
         if not self.metrics_file.exists():
             return
-        kept = []
+        committed_lines = []
         for line in self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True):
-            # A line that is broken or has no end was being written when the process died.
+            # A broken line, or one without a newline, was being written when the process died.
             try:
-                keep = line.endswith("\n") and json.loads(line)["step"] <= step
+                is_committed = line.endswith("\n") and json.loads(line)["step"] <= step
             except ValueError:
-                keep = False
-            if keep:
-                kept.append(line)
-        write_atomically(self.metrics_file, "".join(kept))
+                is_committed = False
+            if is_committed:
+                committed_lines.append(line)
+        write_atomically(self.metrics_file, "".join(committed_lines))
 
 
 @contextlib.contextmanager
 def open_run(config: Config) -> Iterator[RunFolder]:
-    """The run's folder, made if it is new.
+    """Open the folder of a run for writing, locked against other processes; make it if it is new.
 
     Raises:
-        ConfigError: it belongs to another configuration or is in use; nothing is changed then.
+        ConfigError: the folder belongs to another configuration, is in use by another process, or
+            cannot be written; nothing is changed then.
     """
     path = Path(config.runs) / config.name
     try:
@@ -305,12 +312,12 @@ def open_run(config: Config) -> Iterator[RunFolder]:
         lock = (path / ".lock").open("w")
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
-    with lock:
+    with lock:  # closing the file releases the lock, also when the process dies
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ConfigError(f"{path} is in use by another process: wait, or end it") from error
-        # Again, because another process may have made it a run in the meantime.
+        # Check again: another process may have started a run here before this one had the lock.
         if refuse_foreign(config, path):
             for leftover in map(path.joinpath, LEFTOVERS):
                 leftover.unlink(missing_ok=True)
@@ -319,12 +326,18 @@ def open_run(config: Config) -> Iterator[RunFolder]:
 
 
 def dump(config: Config) -> str:
-    """The resolved configuration as YAML."""
+    """Return the resolved configuration as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
-    """Write beside, flush, rename."""
+    """Write a file so that a reader, or a crash, sees either the old content or the new one.
+
+    The content goes into a second file, which is flushed to disk and then renamed.
+
+    Raises:
+        OSError: the disk refuses.
+    """
     part = file.with_name(file.name + ".part")
     part.write_bytes(content.encode() if isinstance(content, str) else content)
     _flush(part)
@@ -332,9 +345,16 @@ def write_atomically(file: Path, content: str | bytes) -> None:
 
 
 def refuse_foreign(config: Config, path: Path) -> bool:
-    """Refuse a folder that is not this run's; tells whether its configuration is to be written.
+    """Refuse a folder that belongs to something else than a run with this configuration.
 
-    A run that ended before its first commit has nothing to lose: it may be started differently.
+    A run that ended before its first commit has nothing to lose, and may be started again with
+    another configuration.
+
+    Returns:
+        Whether the configuration has still to be written into the folder.
+
+    Raises:
+        ConfigError: the folder is no run, or a run of another configuration with a commit.
     """
     saved = path / "config.yaml"
     if not saved.exists():
@@ -353,12 +373,13 @@ def refuse_foreign(config: Config, path: Path) -> bool:
 
 
 def _first_difference(a: Any, b: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """Return the dotted name of the first field that differs, with its value in `a` and in `b`."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        found = (
+        differences = (
             _first_difference(a.get(k), b.get(k), f"{name}.{k}".lstrip("."))
             for k in sorted(a.keys() | b.keys())
         )
-        return next((d for d in found if d), None)
+        return next((d for d in differences if d), None)
     return None if a == b else (name, a, b)
 
 

@@ -1,4 +1,4 @@
-"""What is kept of a run: commits, figures, evaluations, pictures, the summary, the LoRA."""
+"""Records a run: its commits, metrics, evaluations, pictures, summary, and final LoRA."""
 
 from __future__ import annotations
 
@@ -6,158 +6,162 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from b2ray import trees
-from b2ray.branching import RewardWindow
-from b2ray.config import Config
-from b2ray.cost import plan_cost
-from b2ray.crew import Crew
-from b2ray.demonstrations import too_small
+from b2ray.actors.system_metrics import Reading
+from b2ray.algorithm.replay import ReplayEntry
+from b2ray.config import DIVERSITY, Config
+from b2ray.config.secrets import masked
 from b2ray.diffusion import lora_file
-from b2ray.discretion import masked
-from b2ray.evaluation import Evaluated, overtaken
-from b2ray.fleet.rollout import Rollout
+from b2ray.diffusion.lora_file import State
+from b2ray.evaluation.evaluate import Evaluation, overtaken
 from b2ray.fleet.roster import Event
 from b2ray.prompts import PromptSets
-from b2ray.tracking.folder import RunFolder, RunState, write_atomically
-from b2ray.tracking.machines import Machines
-from b2ray.tracking.mlflow_log import MlflowLog
-from b2ray.tracking.mlflow_names import tracking_uri
+from b2ray.tracking import branch_trees
+from b2ray.tracking.branch_trees import Tree
+from b2ray.tracking.folder import Checkpoint, RunFolder, RunState, write_atomically
+from b2ray.tracking.mlflow.log import MlflowLog
+from b2ray.tracking.mlflow.names import tracking_uri
 from b2ray.tracking.show import Progress, cut, save_png, sheet, strip
-from b2ray.usage import Reading
+from b2ray.tracking.system_metrics import SystemMetrics
 
-SEND_EVERY = 60.0  # seconds between looks of MLflow at a stage that goes on
-DIVERSITY = ("pairwise", "vendi")
+SEND_EVERY = 60.0  # seconds after which MLflow gets new lines although the stage is not done
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """What a commit stores about the evaluation that followed a stage.
+
+    Attributes:
+        entry: what goes into the run's state: the step, the mean scores of each prompt set, and
+            those over the first `evaluation.images` pictures, which are comparable over the run.
+        figures: the metrics for metrics.jsonl, by name.
+        images: files with preview pictures, as paths relative to the run's folder.
+    """
+
+    entry: Mapping[str, Any]
+    figures: Mapping[str, float]
+    images: Sequence[str]
 
 
 class Recorder:
-    """Writes the run's folder, MLflow and the screen."""
+    """Writes to the run's folder, to MLflow and to the screen.
+
+    It is handed values, and never calls the workers.
+
+    Args:
+        config: the run's configuration.
+        prompts: the prompt sets, for the pictures of the summary.
+        folder: the run's folder, opened for writing.
+        log: the MLflow run.
+
+    Attributes:
+        state: the last committed state, or that of a new run if there is none.
+        advance: moves the progress bar on the screen by a number of pictures.
+    """
 
     def __init__(
         self, config: Config, prompts: PromptSets, folder: RunFolder, log: MlflowLog
     ) -> None:
         self.config, self.prompts, self.folder, self.log = config, prompts, folder, log
         self.progress = Progress(config.curriculum.stages, 0)
-        stages = config.advantage.window
-        self.state = RunState(window=RewardWindow(stages), scores=RewardWindow(stages))
+        self.state = RunState.new(config.advantage.window)
         self.advance: Callable[[int], Any] = lambda _: None
-        self.machines = Machines(folder.system_file, config.tracking.system)
-        self._since = time.perf_counter()
-        self._committing = 0.0  # seconds that the last commit took: its own line precedes it
+        self.metrics = SystemMetrics(folder.system_file, config.tracking.system)
+        self._since = time.perf_counter()  # the start of the stage in hand
+        # A commit's own metrics are written before it, so the next line says how long it took.
+        self._committing = 0.0
         self._sent = time.monotonic()
 
     # --- the life of a run ---------------------------------------------------------------------
 
-    def resume(self, crew: Crew) -> RunState | None:
-        """The last committed state, its weights bound everywhere; None for a new run."""
-        found = self.folder.last_commit()
-        if found is None:
+    def last_commit(self) -> Checkpoint | None:
+        """Read the last committed stage, from which the run resumes; None for a new run."""
+        checkpoint = self.folder.last_commit()
+        if checkpoint is None:
             return None
-        self.state = found.state
-        self.line(f"resuming {self.folder.path} after stage {found.state.stage}")
+        self.state = checkpoint.state
+        self.line(f"resuming {self.folder.path} after stage {self.state.stage}")
         self.progress.close()
-        self.progress = Progress(self.config.curriculum.stages, found.state.stage)
-        with self.bar("loading models", 0):
-            version, digest = found.state.version, found.state.digest
-            crew.restored(
-                version,
-                digest,
-                found.weights,
-                found.optimizer,
-                found.before,
-                found.kept,
-                found.prefixes,
-            )
-        self._tell_of_actors(crew)
-        self._since = time.perf_counter()
-        return self.state
+        self.progress = Progress(self.config.curriculum.stages, self.state.stage)
+        return checkpoint
 
-    def begin(self, crew: Crew) -> RunState:
-        """Version 0, evaluated and committed."""
-        cost = plan_cost(self.config, prompts=self.prompts.train)
-        self.line(
-            f"this run: {cost.reward_queries:,} reward queries, at most {cost.unet_evals:,} UNet "
-            f"evaluations, {cost.bytes_per_stage / 2**20:,.0f} MiB of objects a stage; "
-            "`b2ray check` says more"
-        )
-        with self.bar("loading models", 0):
-            crew.fresh()
-        self._tell_of_actors(crew)
+    def begin_stages(self) -> None:
+        """Start the clock of the first stage, so that loading models does not count."""
         self._since = time.perf_counter()
-        return self._commit(crew, self.state, {})
 
     def commit(
         self,
-        crew: Crew,
         state: RunState,
         figures: Mapping[str, float],
-        costs: Mapping[str, float],
+        evaluation: EvaluationRecord | None,
+        weights: State,
+        optimizer: State,
+        replay: Sequence[ReplayEntry],
     ) -> RunState:
-        """Make a stage final; evaluates first where the calendar says so.
+        """Commit a stage: print its line, write its metrics and its checkpoint.
 
         Args:
-            state: the stages before it, with what this one has learnt of rewards and spreads.
-        """
-        counters = {k: state.counters.get(k, 0.0) + v for k, v in costs.items()}
-        following = replace(state, stage=state.stage + 1, counters={**state.counters, **counters})
-        done = self._commit(crew, following, figures)
-        self.progress.stage_done()
-        return done
+            state: the run's state after the stage.
+            figures: the metrics of the stage by name.
+            evaluation: the evaluation after the stage, if there was one.
+            weights: the LoRA after the stage.
+            optimizer: the state of the optimizer after the stage.
+            replay: the entries that the next stage replays, with their arrays.
 
-    def keep_trees(
-        self,
-        stage: int,
-        interval: int,
-        rollout: Rollout,
-        rewards: np.ndarray,
-        advantage: np.ndarray,
-        chosen: np.ndarray,
-    ) -> None:
-        """Keep small pictures of the first groups with what their leaves got; never fails.
+        Returns:
+            The committed state, which counts the seconds until now.
 
-        Args:
-            stage: the stage that this makes.
-            interval: n.
-            rewards, advantage, chosen: of all leaves, each of shape (G, K).
+        Raises:
+            ConfigError: the disk refuses.
         """
-        groups = [group for unit in rollout.units for group in unit.groups]
-        tables = {r.name: rollout.reward_table(r.name) for r in self.config.rewards}
-        found = []
-        for g in range(min(rollout.trees, len(groups))):
-            leaves = tuple(
-                trees.Leaf(
-                    rollout.small[g, k],
-                    float(rewards[g, k]),
-                    {name: float(table[g, k]) for name, table in tables.items()},
-                    float(advantage[g, k]),
-                    bool(chosen[g, k]),
-                )
-                for k in range(rewards.shape[1])
-            )
-            fork = rollout.small[g, trees.FORK]
-            found.append(trees.Tree(groups[g].prompt, interval, fork, leaves))
-        if not found:
+        now = time.perf_counter()
+        seconds = state.counters.get("seconds", 0.0) + now - self._since
+        self._since = now
+        state = replace(state, counters={**state.counters, "seconds": seconds})
+        evaluated = evaluation.figures if evaluation else {}
+        self._show(state.stage, figures, evaluated)
+
+        # Metrics come before the checkpoint: a resumed run removes those without a checkpoint.
+        costs = {k: v for k, v in state.counters.items() if k != "seconds"}
+        times = {"time/commit": self._committing, "time/total": seconds}
+        images = list(evaluation.images) if evaluation else []
+        self.folder.append_metrics(state.stage, {**figures, **evaluated, **costs, **times}, images)
+        self.folder.commit(state, weights, optimizer, replay)
+        self._send()
+        if state.stage > self.state.stage:
+            self.progress.stage_done()
+        self.state = state
+        self._committing = time.perf_counter() - now
+        return state
+
+    def keep_trees(self, stage: int, trees: Sequence[Tree]) -> None:
+        """Write the branch trees of a stage; if the disk refuses, warn and go on."""
+        if not trees:
             return
         try:
-            trees.save(self.folder.path, stage, found)
+            branch_trees.save(self.folder.path, stage, trees)
         except OSError as error:
             self.line(f"warning: the branch trees of stage {stage} cannot be kept: {error}")
 
     def keep_traces(self, traces: Mapping[str, bytes]) -> None:
-        """Keep what the actors were traced doing, if they were; never fails."""
+        """Write the traces of actors, by the actor's name; if the disk refuses, warn and go on."""
         try:
             for actor, content in traces.items():
                 self.folder.save_trace(actor, content)
         except OSError as error:
             self.line(f"warning: the traces cannot be kept: {error}")
 
-    def finish(self, crew: Crew) -> dict[str, Any]:
-        """The LoRA as a file, the pictures side by side, and the summary, which ends the run."""
-        file = lora_file.save(self.folder.lora, crew.newest[0], self.config.model.lora)
+    def finish(self, weights: State) -> dict[str, Any]:
+        """Write the final LoRA, the pictures before and after, and the summary.
+
+        Returns:
+            The content of summary.json, whose existence marks the run as finished.
+        """
+        file = lora_file.save(self.folder.lora, weights, self.config.model.lora)
         files = {"LoRA": str(file)}
         for name, prompts in self.prompts.evaluated().items():
             picture = self._before_after(name, prompts)
@@ -170,41 +174,38 @@ class Recorder:
         return summary
 
     def close(self) -> None:
-        """Leave the screen in order, and what machines did whole."""
+        """Write the last system metrics and remove the progress bars from the screen."""
         self.progress.close()
-        self.machines.close()
+        self.metrics.close()
 
     # --- the screen ----------------------------------------------------------------------------
 
     def line(self, text: str) -> None:
-        """A line that stays on the screen."""
+        """Print a line that stays on the screen, above the progress bars."""
         self.progress.line(text)
 
     @contextlib.contextmanager
     def bar(self, what: str, total: int) -> Iterator[None]:
-        """A bar for one phase, moved by `advance`."""
+        """Show a progress bar for one phase, which `advance` moves.
+
+        Args:
+            what: the label of the bar.
+            total: the number of pictures of the phase.
+        """
         with self.progress.bar(what, total, "image") as move:
             self.advance = move
             yield
         self.advance = lambda _: None
 
-    def _tell_of_actors(self, crew: Crew) -> None:
-        for prompt in crew.too_long():
-            self.line(f"the tokenizer cuts off the end of the prompt {prompt!r}")
-        if self.prompts.demonstrations:
-            small = too_small(self.prompts.demonstrations, crew.picture_size())
-            if small:
-                self.line(small)
-
     def fleet_event(self, event: Event) -> None:
-        """Something happened to the fleet: fleet.jsonl, and a line if it is trouble."""
+        """Write an event of a worker into fleet.jsonl, and print it if it has a text."""
         self.folder.append_event(asdict(event))
         if event.line:
             self.line(event.line)
 
     def machine_readings(self, readings: Sequence[Reading]) -> None:
-        """Keep how busy machines were, and show it before a long stage is done; never fails."""
-        self.machines.add(readings)
+        """Write the system metrics, and send MLflow new lines once in a while in a long stage."""
+        self.metrics.add(readings)
         if self.state.digest and time.monotonic() - self._sent > SEND_EVERY:
             self._send()
 
@@ -214,37 +215,7 @@ class Recorder:
 
     # --- stages --------------------------------------------------------------------------------
 
-    def _commit(self, crew: Crew, state: RunState, figures: Mapping[str, float]) -> RunState:
-        state.version, state.digest = crew.weights.version, crew.weights.digest
-        began = time.perf_counter()
-        images: list[str] = []
-        evaluated: dict[str, float] = {}
-        if self._is_due(state.stage):
-            evaluated, images = self._evaluate(crew, state)
-            figures = {**figures, **evaluated, "time/evaluate": time.perf_counter() - began}
-        now = time.perf_counter()
-        seconds = state.counters.get("seconds", 0.0) + now - self._since
-        state.counters = {**state.counters, "seconds": seconds}
-        self._since = now
-        self._tell(state.stage, figures, evaluated)
-        costs = {k: v for k, v in state.counters.items() if k != "seconds"}
-        times = {"time/commit": self._committing, "time/total": seconds}
-        self.folder.append_metrics(state.stage, {**figures, **costs, **times}, images)
-        made = crew.prefixes.to_commit(state.stage - 1)
-        self.folder.commit(state, *crew.newest, crew.kept, made)
-        crew.prefixes.forget(state.stage)
-        crew.gauges.stage(state.stage, figures)
-        self._send()
-        self.state = state
-        self._committing = time.perf_counter() - now
-        return state
-
-    def _is_due(self, step: int) -> bool:
-        last = self.config.curriculum.stages
-        every = self.config.evaluation.every
-        return step in (0, last) or (every > 0 and step % every == 0)
-
-    def _tell(
+    def _show(
         self, step: int, figures: Mapping[str, float], evaluated: Mapping[str, float]
     ) -> None:
         parts = [f"stage {step}/{self.config.curriculum.stages}"]
@@ -255,44 +226,46 @@ class Recorder:
             else:
                 parts.append(f"{figures['demonstrations/kl']:.4f} nats from the demonstrations")
             parts.append(f"clipped {figures.get('policy/clip_fraction', 0):.0%}")
-        shown = {k: v for k, v in evaluated.items() if k.startswith("eval/")}
-        parts += [f"{k.removeprefix('eval/')} {v:.3f}" for k, v in shown.items()]
+        scores = {k: v for k, v in evaluated.items() if k.startswith("eval/")}
+        parts += [f"{k.removeprefix('eval/')} {v:.3f}" for k, v in scores.items()]
         self.line(" · ".join(parts))
 
     # --- evaluations ---------------------------------------------------------------------------
 
-    def _evaluate(self, crew: Crew, state: RunState) -> tuple[dict[str, float], list[str]]:
-        """Evaluate the current policy: figures, and the files of the preview pictures."""
+    def keep_evaluation(
+        self, stage: int, evaluations: Mapping[str, Evaluation], is_compared: bool
+    ) -> EvaluationRecord:
+        """Write the scores and the preview pictures of an evaluation.
+
+        Args:
+            stage: the number of stages before the evaluation.
+            evaluations: the results by the name of the prompt set.
+            is_compared: whether it is the first or the last evaluation of the run, the two that the
+                summary compares.
+
+        Returns:
+            What the commit of the stage stores about the evaluation.
+        """
         config = self.config.evaluation
-        whole = state.stage in (0, self.config.curriculum.stages)
-        count = max(config.final_images, config.images) if whole else config.images
-        entry: dict[str, Any] = {"step": state.stage, "whole": whole, "sets": {}}
+        entry: dict[str, Any] = {"step": stage, "whole": is_compared, "sets": {}}
         figures: dict[str, float] = {}
         images: list[str] = []
-        for which, (name, prompts) in enumerate(self.prompts.evaluated().items()):
-            if not whole and name != "train":
-                continue
-            reference = state.reference if state.evaluations or which else None
-            with self.bar(f"evaluating {count} pictures of the {name} set", count):
-                found = crew.evaluate(prompts, which, count, reference, self.advance)
-            state.reference = dict(found.reference)
-            self.folder.save_scores(state.stage, name, found.prompts, found.scores)
+        for name, evaluation in evaluations.items():
+            self.folder.save_scores(stage, name, evaluation.prompts, evaluation.scores)
+            entry["sets"][name] = evaluation.means(len(evaluation.prompts))
+            # Every evaluation has at least these pictures, with the same seeds.
+            series = evaluation.means(config.images)
+            figures |= {f"eval/{name}/{k}": series[k] for k in evaluation.scores}
             if name == "train":
-                self._warn_of_hacking(state.stage, found.scores)
-            entry["sets"][name] = found.means(count)
-            # The same seeds at every evaluation, so that the series compares like with like.
-            series = found.means(config.images)
-            figures |= {f"eval/{name}/{k}": series[k] for k in found.scores}
-            if name == "train":
+                self._warn_of_hacking(stage, evaluation.scores)
                 entry["series"] = series
                 figures |= {f"heldout/{r.name}": series[r.name] for r in config.heldout_rewards}
                 figures |= {f"diversity/{k}": series[k] for k in DIVERSITY if k in series}
-            images += self._keep_pictures(name, prompts, state.stage, found)
-        state.evaluations = [*state.evaluations, entry]
-        return figures, images
+            images += self._keep_pictures(name, stage, evaluation)
+        return EvaluationRecord(entry, figures, images)
 
     def _warn_of_hacking(self, step: int, scores: Mapping[str, np.ndarray]) -> None:
-        """Say so when what is trained on rises and something held out falls."""
+        """Print a warning if the trained reward rises while a held-out reward falls."""
         heldout = [r.name for r in self.config.evaluation.heldout_rewards]
         before = self.folder.scores(0, "train")
         for name in overtaken(before, scores, heldout):
@@ -305,23 +278,26 @@ class Recorder:
                 "pictures get worse"
             )
 
-    def _keep_pictures(
-        self, name: str, prompts: tuple[str, ...], step: int, found: Evaluated
-    ) -> list[str]:
-        count = min(self.config.evaluation.previews, len(found.prompts))
+    def _keep_pictures(self, name: str, step: int, evaluation: Evaluation) -> list[str]:
+        """Write the first pictures of an evaluation, and a sheet of them with their prompts.
+
+        Returns:
+            The sheet's path relative to the run's folder; no path if no previews are wanted.
+        """
+        count = min(self.config.evaluation.previews, len(evaluation.prompts))
         if count == 0:
             return []
-        pictures = np.concatenate(found.pictures)[:count]
+        pictures = np.concatenate(evaluation.pictures)[:count]
         folder = self.folder.pictures / f"step-{step:05d}"
         save_png(strip(pictures), self.folder.strip(step, name))
-        texts = [prompts[i % len(prompts)] for i in range(count)]
         page = folder / f"preview_{name}.png"
-        save_png(sheet(texts, [(f"stage {step}", pictures)]), page)
+        save_png(sheet(evaluation.prompts[:count], [(f"stage {step}", pictures)]), page)
         return [str(page.relative_to(self.folder.path))]
 
     def _before_after(self, name: str, prompts: tuple[str, ...]) -> str | None:
-        ends = self.state.evaluations[0], self.state.evaluations[-1]
-        strips = [self.folder.strip(e["step"], name) for e in ends]
+        """Write the pictures of the first and the last evaluation side by side, if both exist."""
+        first_and_last = self.state.evaluations[0], self.state.evaluations[-1]
+        strips = [self.folder.strip(e["step"], name) for e in first_and_last]
         if not all(s.exists() for s in strips):
             return None
         config = self.config.evaluation

@@ -1,4 +1,4 @@
-"""What a person sees: progress, the closing table, picture grids."""
+"""What the user sees of a run: progress bars, the table at its end, sheets of pictures."""
 
 from __future__ import annotations
 
@@ -16,13 +16,20 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-# The layout of a sheet, in pixels; pictures smaller than a cell are enlarged to be seen.
+# The layout of a sheet, in pixels; pictures smaller than MIN_CELL are enlarged.
 MARGIN, GAP, TITLE, LABEL, MIN_CELL = 4, 24, 26, 160, 96
-ROWS, COLUMNS = 8, 4
+ROWS, COLUMNS = 8, 4  # prompts, and pictures of each, that a sheet has at most
 
 
 class Progress:
-    """A bar of stages with a bar of the work in hand below it; lines where there is no terminal."""
+    """A progress bar of the stages, and below it one of the phase that is going on.
+
+    Without a terminal, the bars become lines in the log.
+
+    Args:
+        stages: the number of stages; 0 shows no bar for them.
+        done: how many of the stages are done already.
+    """
 
     def __init__(self, stages: int, done: int) -> None:
         self._live = sys.stderr.isatty()
@@ -31,13 +38,22 @@ class Progress:
             initial=done,
             desc="stages",
             unit="stage",
-            disable=not (self._live and stages),  # commands that only look have none
+            disable=not (self._live and stages),  # only a run has stages, other commands do not
         )
 
     @contextlib.contextmanager
     def bar(self, what: str, total: int, unit: str) -> Iterator[Callable[[int], Any]]:
-        """A bar for one phase, a clock if its total is 0; yields the function that moves it."""
-        # In a log file a bar is a line now and then, and none for what is quick.
+        """Show a progress bar for one phase.
+
+        Args:
+            what: the label of the bar.
+            total: the number of units; 0 shows the time that has passed instead.
+            unit: the name of a unit, such as `image`.
+
+        Yields:
+            The function that moves the bar by a number of units.
+        """
+        # In a log file the bar is a line every 30 seconds, and phases shorter than that have none.
         interval = 0.1 if self._live else 30.0
         with tqdm(
             total=total,
@@ -53,28 +69,33 @@ class Progress:
             yield bar.update
 
     def line(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays on the screen, above the bars."""
         tqdm.write(text, file=sys.stderr)
 
     def stage_done(self) -> None:
+        """Move the bar of the stages by one."""
         self._stages.update()
 
     def close(self) -> None:
+        """Remove the bars from the screen."""
         self._stages.close()
 
 
 def sheet(prompts: Sequence[str], blocks: Sequence[tuple[str, np.ndarray]]) -> Image.Image:
-    """Pictures to compare: a row a prompt, a block of columns a title.
+    """Lay out pictures for comparison: one row per prompt, one block of columns per title.
 
     Args:
         prompts: the prompt of each of N pictures.
         blocks: (title, uint8 pictures of shape (N, height, width, 3)) of the same seeds.
     """
+    # Which pictures belong to each prompt.
     by_prompt: dict[str, list[int]] = {}
     for i, prompt in enumerate(prompts):
         by_prompt.setdefault(prompt, []).append(i)
     rows = list(by_prompt.items())[:ROWS]
-    columns = min(COLUMNS, max(len(found) for _, found in rows))
+
+    # The size of the sheet.
+    columns = min(COLUMNS, max(len(indices) for _, indices in rows))
     height, width = blocks[0][1].shape[1:3]
     scale = max(1, round(MIN_CELL / min(height, width)))
     cell_w, cell_h = width * scale + MARGIN, height * scale + MARGIN
@@ -82,16 +103,17 @@ def sheet(prompts: Sequence[str], blocks: Sequence[tuple[str, np.ndarray]]) -> I
     widest = max(math.ceil(font.getlength(title)) for title, _ in blocks)
     block_w = max(columns * cell_w, widest) + GAP
     page = Image.new("RGB", (LABEL + len(blocks) * block_w, TITLE + len(rows) * cell_h), "white")
+
     draw = ImageDraw.Draw(page)
     for b, (title, pictures) in enumerate(blocks):
         left = LABEL + b * block_w
         draw.text((left, MARGIN), title, "black", font)
-        for r, (prompt, found) in enumerate(rows):
+        for r, (prompt, indices) in enumerate(rows):
             top = TITLE + r * cell_h
             if b == 0:
                 text = textwrap.fill(prompt, 20, max_lines=5)
                 draw.multiline_text((MARGIN, top), text, "black", font)
-            for c, i in enumerate(found[:columns]):
+            for c, i in enumerate(indices[:columns]):
                 image = Image.fromarray(pictures[i]).resize(
                     (width * scale, height * scale), Image.Resampling.NEAREST
                 )
@@ -100,18 +122,26 @@ def sheet(prompts: Sequence[str], blocks: Sequence[tuple[str, np.ndarray]]) -> I
 
 
 def strip(pictures: np.ndarray) -> Image.Image:
-    """Pictures (N, height, width, 3) side by side, nothing lost; `cut` is the inverse."""
+    """Join uint8 pictures of shape (N, height, width, 3) side by side; `cut` is the inverse."""
     return Image.fromarray(np.concatenate(list(pictures), axis=1))
 
 
 def cut(file: Path, count: int) -> np.ndarray:
-    """The pictures of a `strip`."""
+    """Read a file that `strip` made.
+
+    Args:
+        file: the file.
+        count: the number of pictures in it.
+
+    Returns:
+        The uint8 pictures, shape (count, height, width, 3).
+    """
     with Image.open(file) as image:
         return np.stack(np.split(np.asarray(image.convert("RGB")), count, axis=1))
 
 
 def save_png(image: Image.Image, file: Path) -> None:
-    """Write a picture beside and move it into place."""
+    """Write a PNG file under another name, then rename it; its folder is made if it is missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     image.save(part, format="PNG")
@@ -119,10 +149,11 @@ def save_png(image: Image.Image, file: Path) -> None:
 
 
 def closing_table(summary: dict[str, Any], page: Path | None = None) -> None:
-    """The short table at the end of a run, and where its files are.
+    """Print the table at the end of a run, and where its files are.
 
     Args:
-        page: the run's page, which may be missing.
+        summary: the content of summary.json.
+        page: the file of the run's page; not mentioned if it does not exist.
     """
     table = Table(title=f"{summary['name']}: before and after", title_justify="left")
     for column, justify in (("", "left"), ("before", "right"), ("after", "right")):

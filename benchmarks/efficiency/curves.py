@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from b2ray.confidence import mean_interval
-from b2ray.cost import BACKWARD
+from b2ray.algorithm.cost import BACKWARD
+from b2ray.evaluation.statistics import mean_interval
 
 RESAMPLES = 2000
 

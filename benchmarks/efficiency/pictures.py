@@ -8,8 +8,9 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from efficiency.trials import Trial
 from PIL import Image
+
+from benchmarks.efficiency.trials import Trial
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

@@ -8,17 +8,27 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from efficiency.curves import Curve, Point, curve, interval, reaches, shares
-from efficiency.pictures import sheet
-from efficiency.trials import DECLARED, DEFAULT, LATE, METHODS, Results, Trial, reported, seeds
-from tables import fill, markdown
+
+from benchmarks.efficiency.curves import Curve, Point, curve, interval, reaches, shares
+from benchmarks.efficiency.pictures import sheet
+from benchmarks.efficiency.trials import (
+    DECLARED,
+    DEFAULT,
+    LATE,
+    METHODS,
+    Results,
+    Trial,
+    reported,
+    seeds,
+)
+from benchmarks.tables import fill, markdown
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-DOCS = Path(__file__).parents[2] / "docs"
-CURVES = DOCS / "evidence_curves.png"
-PICTURES = DOCS / "evidence_pictures.png"
+EVIDENCE = Path(__file__).parents[2] / "docs" / "evidence"
+CURVES = EVIDENCE / "comparison" / "curves.png"
+PICTURES = EVIDENCE / "comparison" / "pictures.png"
 WHAT = ("reward", "judge")
 Done = dict[str, list[tuple[Trial, dict[str, Any]]]]  # by method: trials with their results
 PEER = "DDPO-IS"  # what the others are held against
@@ -26,7 +36,7 @@ UNKNOWN = {"after": float("nan")}  # diversity, where no reward embeds pictures
 
 
 def write(results: Results, runs: Path) -> None:
-    """docs/evidence.md's table, the curves, and the pictures if their runs are still there."""
+    """Fill docs/evidence/comparison.md; draw its curves, and pictures if the runs are there."""
     done = finished(METHODS, results)
     if not done:
         raise SystemExit(f"{results.file} has no finished method yet: run without --report first")
@@ -38,7 +48,7 @@ def write(results: Results, runs: Path) -> None:
         changed = finished(names, results)
         if len(changed) > 1 and names[0] in changed:
             parts[part] = ablations(changed)
-    fill(DOCS / "evidence.md", parts)
+    fill(EVIDENCE / "comparison.md", parts)
     plot(curves, CURVES)
     sheet(done, runs, PICTURES)
 

@@ -1,1 +1,1 @@
-"""Parts of benchmarks/speed.py."""
+"""What a stage costs beside its UNet evaluations (docs/evidence/performance.md)."""

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from b2ray.config import Config
-from speed.workloads import Work
+from benchmarks.speed.workloads import Work
 
 SIZES = (4, 8, 16, 32, 64, 128)  # batches that are tried
 LOAD_WITHIN = 600.0  # seconds
@@ -147,8 +147,8 @@ def loops(config: Config) -> dict[str, Callable[[int], None]]:
     import numpy as np
     import torch
 
-    from b2ray.checks import check_files
     from b2ray.diffusion.policy import Policy
+    from b2ray.preflight import check_files
     from b2ray.rewards import Panel
 
     torch.set_num_threads(1)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from tables import markdown
 
-from speed import ours
-from speed.workloads import WORKLOADS, Workload, layout, quick, work
+from benchmarks.speed import ours
+from benchmarks.speed.workloads import WORKLOADS, Workload, layout, quick, work
+from benchmarks.tables import markdown
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -67,7 +67,7 @@ def sized(what: str, size: int, small: bool = False) -> Workload:
     fields = {
         **base.fields,
         **{"objective.step_weights": "none", "objective.kl_weight": 0},
-        **{"learner.timestep_fraction": 1, "learner.passes": 1},
+        **{"learner.timestep_fraction": 1, "learner.inner_epochs": 1},
         **{"branching.images": sizes["groups"] * sizes["branches"]},
         **{"branching.branches": sizes["branches"]},
         **{"curriculum.start": sizes["interval"], "curriculum.end": sizes["interval"]},

@@ -14,18 +14,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from tables import markdown
 
 from b2ray.actors.sampler import Sampler
-from b2ray.branching import work_units
-from b2ray.checks import check_files
+from b2ray.algorithm.branching import stage_groups, work_units
 from b2ray.config import Config
 from b2ray.diffusion.clock import Clock
 from b2ray.diffusion.trajectory import Selected
 from b2ray.objectives.update import Updater
-from b2ray.prefixes import Pool
+from b2ray.preflight import check_files
 from b2ray.rewards import Panel
-from speed.floor import loops
+from benchmarks.speed.floor import loops
+from benchmarks.tables import markdown
 
 
 class ProcessorClock(Clock):
@@ -59,7 +58,7 @@ def measure(config: Config) -> dict[str, Spent]:
     panel = Panel(config.rewards, policy.device)
     sampling, learning = Spent(), Spent()
     units = work_units(
-        config, Pool(config, prompts.train).groups(0), 0, 0, config.interval_bounds[0]
+        config, stage_groups(config, prompts.train, 0), 0, 0, config.interval_bounds[0]
     )
     trees = config.evaluation.trees if config.branching.branches > 1 else 0
     selected: list[Selected] = []

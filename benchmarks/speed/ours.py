@@ -61,7 +61,7 @@ def execute(command: Sequence[str], what: str, **more: Any) -> str:
     Raises:
         SystemExit: it failed.
     """
-    paths = [str(ROOT), str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     env |= more.pop("env", {})
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, **more)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from b2ray.checks import check_files
 from b2ray.config import Config
-from b2ray.options import find
-from speed.ours import execute
+from b2ray.config.paths import find
+from b2ray.preflight import check_files
+from benchmarks.speed.ours import execute
 
 # torch is asked for exactly and first, so that no other build comes with what asks for "a torch".
 TORCH = "torch==2.13.0"
@@ -95,7 +95,7 @@ def settings(config: Config, folder: Path, threads: int, epochs: int) -> dict[st
         "guidance": config.sampling.guidance,
         "batch": batch,
         "sample_batch": config.branching.branch_batch,
-        "inner_epochs": config.learner.passes,
+        "inner_epochs": config.learner.inner_epochs,
         "lr": config.learner.lr,
         "clip": config.objective.clip_nats / 256,
         "threads": threads,

@@ -1,4 +1,4 @@
-"""trl's DDPOTrainer on a model; run by `speed.peer` in an environment that has no b2ray.
+"""trl's DDPOTrainer on a model; run by `benchmarks.speed.peer` in an environment that has no b2ray.
 
     python peer_trl.py '{"model": …, "reward": …, …}'
 
@@ -58,8 +58,6 @@ def main() -> None:
         began = time.perf_counter()
         step = trainer.step(epoch, step)
         found.append({"seconds": time.perf_counter() - began, "sampling": sampling[-1]})
-    if "lora" in given:
-        pipeline.save_checkpoint([pipeline.unet], [], given["lora"])
     print(json.dumps(found))
 
 

@@ -6,7 +6,7 @@ latents of all steps of all pictures are pickled, pictures are files; the learne
 trajectories at a time and one step after the other. Model, settings, densities and loss are
 b2ray's own, and torch has all cores.
 
-    python -m speed.released sample|score|train FOLDER
+    python -m benchmarks.speed.released sample|score|train FOLDER
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from b2ray.config import Config
-from b2ray.options import parse
-from speed.ours import execute
+from b2ray.config.load import parse
+from benchmarks.speed.ours import execute
 
 SAMPLE_BATCH, SCORE_BATCH, TRAIN_BATCH = 8, 8, 2
 PHASES = ("sample", "score", "train")
@@ -50,7 +50,7 @@ class Released:
         found = {}
         for phase in PHASES:
             began = time.perf_counter()
-            command = [sys.executable, "-m", "speed.released", phase, str(self.folder)]
+            command = [sys.executable, "-m", "benchmarks.speed.released", phase, str(self.folder)]
             execute(command, f"the released schedule's {phase}", env=self._env())
             found[phase] = time.perf_counter() - began
         return found
@@ -79,9 +79,9 @@ def main() -> None:
 def _policy(config: Config, folder: Path) -> Any:
     import torch
 
-    from b2ray.checks import check_files
     from b2ray.diffusion import lora_file
     from b2ray.diffusion.policy import Policy
+    from b2ray.preflight import check_files
 
     policy = Policy(config, torch.device("cpu"))
     policy.prepare(check_files(config).trained())
@@ -95,7 +95,7 @@ def sample(config: Config, folder: Path) -> None:
     import torch
     from PIL import Image
 
-    from b2ray.checks import check_files
+    from b2ray.preflight import check_files
 
     policy, random = _policy(config, folder), np.random.default_rng()
     texts = check_files(config).trained()
@@ -170,7 +170,7 @@ def train(config: Config, folder: Path) -> None:
     steps = range(config.sampling.steps - config.interval_bounds[0], config.sampling.steps)
     batch = len(rows) if config.learner.batch == "all" else config.learner.batch
     elements = int(np.prod(policy.latent_shape))
-    for _ in range(config.learner.passes):
+    for _ in range(config.learner.inner_epochs):
         order = np.random.default_rng().permutation(len(rows))
         for done, low in enumerate(range(0, len(order), TRAIN_BATCH), 1):
             some = order[low : low + TRAIN_BATCH]
@@ -178,8 +178,8 @@ def train(config: Config, folder: Path) -> None:
             texts = [data["prompts"][j][2] for j in mine]
             for step in steps:
                 i = torch.full((len(mine),), step)
-                x, following = data["latents"][mine, step], data["next_latents"][mine, step]
-                new = policy.log_prob(i, x, following, texts)
+                x, next_latents = data["latents"][mine, step], data["next_latents"][mine, step]
+                new = policy.log_prob(i, x, next_latents, texts)
                 old = data["log_probs"][mine, step]
                 weights = torch.tensor([advantage[j] for j in some])
                 loss, _ = ppo_clip(Densities(new, old, weights), config.objective, elements)

@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md."""
+"""The tables of docs/evidence/performance.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from tables import markdown
+
+from benchmarks.tables import markdown
 
 Found = Sequence[Mapping[str, Any]]  # what was measured, in order
 NAMES = {

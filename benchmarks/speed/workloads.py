@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from b2ray.config import Config
-from b2ray.options import parse
+from b2ray.config.load import parse
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
@@ -87,7 +87,7 @@ WORKLOADS = (
             **{"curriculum.start": 14, "curriculum.end": 14, "selection.kind": "best_worst"},
             **{"branching.images": 120, "branching.branches": 5},
             **{"branching.unit_groups": 12, "branching.branch_batch": 60},
-            **{"learner.passes": 2, "learner.batch": 128, "learner.microbatch": 112},
+            **{"learner.inner_epochs": 2, "learner.batch": 128, "learner.microbatch": 112},
         },
     ),
     # DDPO with the settings of trl's trainer: every step of every picture, once.
@@ -100,7 +100,7 @@ WORKLOADS = (
             **{"curriculum.start": 10, "curriculum.end": 10},
             **{"branching.images": 128, "branching.branches": 1},
             **{"branching.unit_groups": 64, "branching.branch_batch": 64},
-            **{"learner.lr": 3e-4, "learner.passes": 1, "learner.batch": 32},
+            **{"learner.lr": 3e-4, "learner.inner_epochs": 1, "learner.batch": 32},
             **{"learner.microbatch": 80},
         },
     ),
@@ -115,7 +115,7 @@ def quick(workload: Workload) -> Workload:
         **{"sampling.steps": 4, "curriculum.start": 4 // branches, "curriculum.end": 4 // branches},
         **{"branching.images": 8, "branching.branches": branches},
         **{"branching.unit_groups": 2, "branching.branch_batch": 4},
-        **{"learner.passes": 1, "learner.batch": 4, "learner.microbatch": 4},
+        **{"learner.inner_epochs": 1, "learner.batch": 4, "learner.microbatch": 4},
     }
     return replace(workload, fields={**workload.fields, **small})
 
@@ -153,13 +153,13 @@ def work(config: Config) -> Work:
     Every step is trained, as Stable Diffusion's schedules have it.
     """
     start, end = config.interval_bounds
-    if start != end or config.replay.stages or config.prefix.policy != "current":
+    if start != end or config.replay.stages:
         raise ValueError("the work of a stage is counted for an interval that stays as it is")
     groups, branches, n = config.groups, config.branching.branches, start
     pictures = groups * branches
     leaves = pictures if config.selection.kind == "all" else groups * min(2, branches)
     learner, objective = config.learner, config.objective
-    trained = leaves * learner.drawn_steps(n) * learner.passes
+    trained = leaves * learner.drawn_steps(n) * learner.inner_epochs
     reference = trained * (objective.kl_weight > 0 or objective.kind == "dpo")
     return Work(
         sampled=groups * (config.sampling.steps - n) + pictures * n,

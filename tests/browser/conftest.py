@@ -45,7 +45,6 @@ _shots: list[Path] = []
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(item.fspath).is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.timeout(1200))
 
 

@@ -14,7 +14,8 @@ import pytest
 from b2ray.fleet.dispatch import Dispatcher
 from tests.chaos.faults import Saboteur, Strike
 from tests.chaos.raylets import Raylets
-from tests.runner import Runner
+from tests.runner import ColdRunner, Runner
+from tests.warm import Pool
 
 # The learner and the sampler take a node each. One sampler, so that its loss holds the run up.
 FLEET: dict[str, object] = {
@@ -22,22 +23,14 @@ FLEET: dict[str, object] = {
     "fleet.samplers.gpus": 2,
     "fleet.samplers.max": 1,
     "fleet.stall_timeout": 240,
+    "curriculum.stages": 4,
 }
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(item.fspath).is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.ray)
-            item.add_marker(pytest.mark.slow)
-
-
 MARKS = ("<!-- chaos -->", "<!-- /chaos -->")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table in docs/reliability.md."""
+    """A line of the table in docs/evidence/reliability.md."""
 
     fault: str
     happened: str
@@ -72,7 +65,7 @@ def rows() -> Iterator[list[Row]]:
         Path(file).write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}", encoding="utf-8")
 
 
-class Ward(Runner):
+class Ward(ColdRunner):
     """Runs the command while things happen to its fleet."""
 
     raylets: Raylets
@@ -102,22 +95,24 @@ class Ward(Runner):
 def ward(
     models: Path, raylets: Raylets, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Ward]:
-    found = Ward(models, tmp_path_factory.mktemp("chaos"), raylets.address)
+    found = Ward(models, tmp_path_factory.mktemp("chaos"), None, raylets.address)
     found.raylets = raylets
     yield found
 
 
 @pytest.fixture(scope="package")
 def undisturbed(ward: Ward) -> Callable[..., bytes]:
-    """LoRA bytes of a run with these settings to which nothing happens."""
+    """LoRA bytes of a run with these settings to which nothing happens, on warm actors: which fleet
+    it has does not matter."""
+    calm = Runner(ward.models, ward.runs, Pool())
     known: dict[str, bytes] = {}
 
     def lora(**over: object) -> bytes:
         key = json.dumps(over, sort_keys=True, default=str)
         if key not in known:
             name = f"undisturbed{len(known)}"
-            assert ward.here(name, **{**FLEET, **over}) == 0
-            known[key] = ward.lora(name)
+            assert calm.here(name, **{**FLEET, **over}) == 0
+            known[key] = calm.lora(name)
         return known[key]
 
     return lora

@@ -25,13 +25,11 @@ class Strike:
         method: the call's.
         action: what is done then.
         stage: not before a unit, or an update, of this stage.
-        skip: so many such calls pass before.
     """
 
     method: str
     action: Action
     stage: int = 0
-    skip: int = 0
 
 
 @dataclass
@@ -51,16 +49,14 @@ class Saboteur:
         strike = self.strikes[len(self.struck)]
         if call.method != strike.method or _stage(call) < strike.stage:
             return
-        if strike.skip > sum(m == call.method for m, _, _ in self.sent[:-1]):
-            return
         self.struck.append(time.time())
         strike.action(self.raylets, dispatcher, slot)
 
 
 def _stage(call: Call) -> int:
-    if call.unit is not None:
-        return call.unit.stage
-    return call.args[0] if call.method in ("update", "bind") else 0
+    if call.work is not None:
+        return call.work.unit.stage
+    return call.requests[0].args[0] if call.method in ("update", "bind") else 0
 
 
 def kill(process: int, number: signal.Signals = signal.SIGKILL) -> None:
@@ -116,16 +112,16 @@ def pause_scorers_until(ready: Callable[[Dispatcher], bool]) -> Action:
         paused = [psutil.Process(s.places[0].pid) for s in dispatcher.roster.ready("scorer")]
         for process in paused:
             process.suspend()
-        watch = dispatcher.watch
+        watch = dispatcher.on_tick
 
         def until(now: Dispatcher) -> None:
             watch(now)
             if ready(now):
-                now.watch = watch
+                now.on_tick = watch
                 for process in paused:
                     process.resume()
 
-        dispatcher.watch = until
+        dispatcher.on_tick = until
 
     return action
 

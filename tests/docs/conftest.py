@@ -1,4 +1,4 @@
-"""One sandbox and one cluster for all pages; over before the tests that start Ray themselves."""
+"""One sandbox for all pages."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ from pathlib import Path
 import pytest
 
 from tests.docs.sandbox import Sandbox
+from tests.runner import Runner
 
 
 @pytest.fixture(scope="package")
-def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    import torch
-
-    torch.set_num_threads(1)
+def sandbox(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     state = Path(tempfile.mkdtemp(prefix="b2-", dir="/tmp"))  # sockets' names must be short
-    found = Sandbox(tmp_path_factory.mktemp("docs"), state)
+    made = Sandbox(tmp_path_factory.mktemp("docs"), state, runner)
     try:
-        with found.cluster():
-            found.prepare()
-            yield found
+        made.prepare()
+        yield made
     finally:
+        made.close()
         shutil.rmtree(state, ignore_errors=True)

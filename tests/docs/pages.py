@@ -12,7 +12,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[2]
-OTHERS = ("README.md", "CONTRIBUTING.md", "cluster/README.md", "deploy/README.md")
+OTHERS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "cluster/README.md", "deploy/README.md")
 PAGES = sorted(
     {
         *OTHERS,

@@ -23,21 +23,17 @@ ITSELF = "it is the tests themselves, or changes files of the repository"
 
 LOOKED_AT = {
     "make test": ITSELF,
+    "make test-all": ITSELF,
     "make test-fast": ITSELF,
     "make style": ITSELF,
     "make chaos": ITSELF,
     "make quality": ITSELF,
     "make docs": "tests/docs/test_site.py builds the site",
-    ".venv/bin/python benchmarks/sample_efficiency.py": HOURS,
-    ".venv/bin/python benchmarks/speed.py": HOURS,
-    ".venv/bin/python benchmarks/adapter.py": MEASURES,
-    ".venv/bin/python benchmarks/imports.py": MEASURES,
-    ".venv/bin/python benchmarks/pruning.py": MEASURES,
-    ".venv/bin/python benchmarks/startup.py": MEASURES,
-    ".venv/bin/python benchmarks/gradients_while_sampling.py": MEASURES,
-    ".venv/bin/python benchmarks/to_alignment.py": HOURS,
-    ".venv/bin/python benchmarks/speed.py --inside": HOURS,
-    ".venv/bin/python benchmarks/speed.py --cost-growth": HOURS,
+    ".venv/bin/python -m benchmarks.efficiency": HOURS,
+    ".venv/bin/python -m benchmarks.speed": HOURS,
+    ".venv/bin/python -m benchmarks.startup": MEASURES,
+    ".venv/bin/python -m benchmarks.speed --inside": HOURS,
+    ".venv/bin/python -m benchmarks.speed --cost-growth": HOURS,
     "b2ray evaluate --config my.yaml --lora somebodys.safetensors": ELSEWHERE,
     "b2ray evaluate --config my.yaml": ELSEWHERE,
     "b2ray run --sweep configs/sweeps/quickstart.yaml": HOURS,
@@ -83,7 +79,9 @@ LOOKED_AT = {
 }
 
 # Python that is only compiled, by its page.
-COMPILED = {"docs/mlflow.md": "it needs a server; tests/ray/test_model.py loads a model both ways"}
+COMPILED = {
+    "docs/reference/mlflow.md": "it needs a server; tests/ray/test_model.py loads a model both ways"
+}
 
 
 @dataclass(frozen=True)
@@ -92,6 +90,9 @@ class Way:
 
     Attributes:
         text: what the shell gets.
+        inside: whether it is a command of b2ray that needs no process of its own: its main function
+            is called in the tests' process, on warm actors.
+        before: what the shell gets first.
         serves: whether it is a server: asked once for its page, then interrupted.
         key: commands of one key are run once in a session; empty: every time.
         fresh: the run that must not be there before.
@@ -99,6 +100,8 @@ class Way:
     """
 
     text: str
+    inside: bool = False
+    before: str = ""
     serves: str = ""
     key: str = ""
     fresh: str = ""
@@ -137,16 +140,26 @@ def once(words: list[str], text: str, known: Known) -> Way:
     return Way(text, key=shlex.join(words))
 
 
+def inside(words: list[str], text: str, known: Known) -> Way:
+    """A command of b2ray that is the same on every page."""
+    return Way(shlex.join(words), inside=True, key=shlex.join(words))
+
+
+def inside_again(words: list[str], text: str, known: Known) -> Way:
+    """A command of b2ray that is run every time: other commands need what it writes."""
+    return Way(shlex.join(words), inside=True)
+
+
 def training(words: list[str], text: str, known: Known) -> Way:
     """`python -m b2ray.run …` or `b2ray run …`, on small models."""
     at = 2 if words[0] == "b2ray" else words.index("b2ray.run") + 1
     if {"--help", "--print-config"} & {*words}:
-        return once(words, text, known)
+        return inside(words, text, known)
     argv, key, name = known.shorten(words[at:])
     text = shlex.join([*words[:at], *argv])
     if "--resume" in argv:
-        return Way(text, unfinished=name)
-    return Way(text, key=f"run {key}", fresh=name)
+        return Way(text, inside=True, unfinished=name)
+    return Way(text, inside=True, key=f"run {key}", fresh=name)
 
 
 def checking(words: list[str], text: str, known: Known) -> Way:
@@ -156,7 +169,8 @@ def checking(words: list[str], text: str, known: Known) -> Way:
     if any(word.startswith("--variance") for word in measured):
         argv += ["--sampling.steps=3", "--objective.step_weights=none", "--branching.branches=2"]
     argv, key, _ = known.shorten(argv)
-    return Way(shlex.join([*words[:2], *argv, *measured]), key=f"check {key} {measured}")
+    text = shlex.join([*words[:2], *argv, *measured])
+    return Way(text, inside=True, key=f"check {key} {measured}")
 
 
 def submitting(words: list[str], text: str, known: Known) -> Way:
@@ -168,6 +182,11 @@ def submitting(words: list[str], text: str, known: Known) -> Way:
         return inner
     known.done.add(options)
     return Way(f"{options} {inner.text}", fresh=inner.fresh)
+
+
+def listing(words: list[str], text: str, known: Known) -> Way:
+    """`ray job list`."""
+    return Way(text)
 
 
 def with_job(words: list[str], text: str, known: Known) -> Way:
@@ -186,8 +205,8 @@ def evaluating(words: list[str], text: str, known: Known) -> Way:
     `mine` may have one stage only: then its stage 1 is its end, and would be given twice.
     """
     short = " ".join(words).replace("--stage 12", "--stage 1").replace("mine mine", "mine other")
-    other = "rm -rf runs/other && cp -r runs/mine runs/other && " if " other" in short else ""
-    return Way(other + short, key=short)
+    other = "rm -rf runs/other && cp -r runs/mine runs/other" if " other" in short else ""
+    return Way(short, inside=True, before=other, key=short)
 
 
 def watching(words: list[str], text: str, known: Known) -> Way:
@@ -204,10 +223,8 @@ def ui(words: list[str], text: str, known: Known) -> Way:
 
 
 def demo(words: list[str], text: str, known: Known) -> Way:
-    """`make demo` with a short run's fields; it makes the run that pages speak of as `mine`."""
-    argv, key, name = known.shorten(["--config", "configs/quickstart.yaml", "--name=mine"])
-    if "make demo" not in known.done:  # the quickstart by another name has been run with it, too
-        known.done.add(f"run {key}")
+    """`make demo` with a short run's fields."""
+    argv, _, name = known.shorten(["--config", "configs/quickstart.yaml", "--name=mine"])
     more = shlex.join(argv[2:])
     return Way(f"make demo ARGS={shlex.quote(more)}", key="make demo", fresh=name)
 
@@ -231,16 +248,16 @@ RULES: dict[str, Rule] = {
     "b2ray run": training,
     "b2ray check": checking,
     "b2ray evaluate": evaluating,
-    "b2ray sample": once,
-    "b2ray export": as_it_is,
-    "b2ray report": once,
+    "b2ray sample": inside,
+    "b2ray export": inside_again,
+    "b2ray report": inside,
     "b2ray watch": watching,
     "python -m b2ray.shapes.demonstrations": as_it_is,
-    "python benchmarks/experiment_costs.py": once,
+    "python -m benchmarks.costs": once,
     "python cluster/local.py": nodes,
     "eval $(python cluster/local.py": nodes,
     "ray job submit": submitting,
-    "ray job list": as_it_is,
+    "ray job list": listing,
     "ray job status": with_job,
     "ray job logs": with_job,
     "ray job stop": with_job,
@@ -256,6 +273,19 @@ RULES: dict[str, Rule] = {
     "chmod": as_it_is,
 }
 
+ON_CLUSTER = {nodes, submitting, listing, with_job}
+SERVERS = {watching, ui, tracking}
+
+
+def needs_cluster(words: Sequence[str]) -> bool:
+    """Whether a command is about the cluster of two nodes."""
+    return rule(words) in ON_CLUSTER
+
+
+def starts_processes(words: Sequence[str]) -> bool:
+    """Whether a command starts a cluster, a server, or a run in a process of its own."""
+    return rule(words) in {*ON_CLUSTER, *SERVERS, demo}
+
 
 def rule(words: Sequence[str]) -> Rule | None:
     """The rule of a command, by the most of its first words that have one."""
@@ -266,7 +296,7 @@ def rule(words: Sequence[str]) -> Rule | None:
 
 def named_files(text: str) -> list[str]:
     """What a command names of the repository, as paths or patterns."""
-    tops = "b2ray|benchmarks|cluster|configs|deploy|docs|tests"
+    tops = "b2ray|benchmarks|cluster|configs|deploy|docs|tests|tools"
     return re.findall(rf"(?<![\w/.-])(?:{tops})/[\w./*-]*[\w*]", text)
 
 

@@ -1,10 +1,15 @@
-"""A copy of the repository in which the documentation's commands are typed, and a cluster."""
+"""A copy of the repository in which the documentation's commands are typed, and a cluster.
+
+Commands of b2ray are called in the tests' process, on warm actors; all others are typed in a shell.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,18 +18,21 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import matplotlib as mpl
 
+from b2ray import cli
 from b2ray.config import Config
+from b2ray.run import main
 from b2ray.shapes.demonstrations import draw
 from tests.docs.rules import Known, Way, rule
 from tests.docs.small import shortened
 from tests.models import save_all, sdxl
 from tests.processes import free_port
-from tests.runner import ROOT
+from tests.runner import ROOT, Runner
 
 COPIED = (
     *("b2ray", "benchmarks", "cluster", "configs", "deploy"),
@@ -39,9 +47,17 @@ WITHIN = 600.0  # seconds after which a command is called hung
 
 
 class Sandbox:
-    """The folder, the variables of its shell, and what has been done in it."""
+    """The folder, the variables of its shell, and what has been done in it.
 
-    def __init__(self, folder: Path, state: Path) -> None:
+    Attributes:
+        modules: the names of the Python modules that the page has as files: a command that names
+            one of them needs processes of its own, which find it in the working directory.
+    """
+
+    def __init__(self, folder: Path, state: Path, runner: Runner) -> None:
+        self.runner = runner
+        self.modules: set[str] = set()
+        self.joined: dict[str, str] | None = None  # the variables that lead to the cluster
         self.here, self.models, self.state = folder / "b2ray", folder / "models", state
         self.prepared = folder / "prepared"
         self.known = Known(self._shortened, free_port, state)
@@ -82,24 +98,16 @@ class Sandbox:
         }
         self.env = dict(self.clean)
 
-    @contextlib.contextmanager
-    def cluster(self) -> Iterator[None]:
-        """Ray as `cluster/local.py` starts it, which all commands use."""
-        sizes = f"--cpus 2 --object-store-mib 150 --state {self.state}"
-        start = f'eval "$(python cluster/local.py start --nodes 2 {sizes})"'
-        try:
-            done = self.shell(start)
-            assert done.returncode == 0, done.stdout
-            self.clean = dict(self.env)
-            yield
-        finally:
-            self.env = dict(self.clean)
-            done = self.shell(f"python cluster/local.py stop --state {self.state}")
-            assert done.returncode == 0, done.stdout
+    def begin(self, clustered: bool = False) -> None:
+        """Before a page: the variables as they were, and no runs but `mine`.
 
-    def begin(self) -> None:
-        """Before a page: the variables as they were, and no runs but `mine`."""
-        self.env = dict(self.clean)
+        Args:
+            clustered: whether its commands are about a cluster, which is started once.
+        """
+        if clustered and self.joined is None:
+            self._start_cluster()
+        self.env = dict(self.joined or {}) if clustered else dict(self.clean)
+        self.modules = set()
         runs = self.here / "runs"
         runs.mkdir(exist_ok=True)
         for run in runs.glob("*/config.yaml"):
@@ -111,8 +119,30 @@ class Sandbox:
     def prepare(self) -> None:
         """The run that pages speak of as `mine`: the demo's."""
         self.begin()
-        self.do(["make", "demo"], "make demo")
+        text = "python -m b2ray.run --config configs/quickstart.yaml --name=mine"
+        self.do(text.split(), text)
         shutil.copytree(self.here / "runs" / "mine", self.prepared)
+
+    def _start_cluster(self) -> None:
+        """Ray on two nodes, as `cluster/local.py` starts it."""
+        self.env, self.joined = dict(self.clean), {}
+        sizes = f"--cpus 2 --object-store-mib 150 --state {self.state}"
+        done = self.shell(f'eval "$(python cluster/local.py start --nodes 2 {sizes})"')
+        assert done.returncode == 0, done.stdout
+        self.joined = dict(self.env)
+
+    def close(self) -> None:
+        """Stop the cluster, if one was started."""
+        if self.joined is not None:
+            self.env = dict(self.clean)
+            done = self.shell(f"python cluster/local.py stop --state {self.state}")
+            assert done.returncode == 0, done.stdout
+
+    def write(self, name: str, text: str) -> None:
+        """A file of the page."""
+        (self.here / name).write_text(text)
+        if name.endswith(".py"):
+            self.modules.add(name.removesuffix(".py"))
 
     def do(self, words: list[str], text: str) -> None:
         """Run a command by its rule.
@@ -137,15 +167,36 @@ class Sandbox:
             return
         if way.unfinished:
             unfinish(runs / name)
+        if way.before:
+            self._must(self.shell(way.before))
         if way.serves:
             self._serve(way)
         else:
-            done = self.shell(way.text)
-            assert done.returncode == 0, f"exit code {done.returncode}\n{way.text}\n{done.stdout}"
+            own_modules = any(name in way.text for name in self.modules)
+            run = self.inside if way.inside and not own_modules else self.shell
+            done = self._must(run(way.text))
             job = re.search(r"Job '(\w+)' submitted", done.stdout)
             self.known.job = job[1] if job else self.known.job
         self.known.done.add(way.key)
         self.known.done.discard("")
+
+    def _must(self, done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+        """What was run, which must have gone well."""
+        assert done.returncode == 0, f"exit code {done.returncode}\n{done.args}\n{done.stdout}"
+        return done
+
+    def inside(self, text: str) -> subprocess.CompletedProcess[str]:
+        """Call a command of b2ray in this process, in the sandbox's folder and variables."""
+        said = io.StringIO()
+        own = {key: value for key, value in self.env.items() if not key.startswith(FOREIGN)}
+        with (
+            contextlib.chdir(self.here),
+            mock.patch.dict(os.environ, own),
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+        ):
+            code = self.runner.call(command, shlex.split(text))
+        return subprocess.CompletedProcess(text, code, said.getvalue())
 
     def shell(self, text: str) -> subprocess.CompletedProcess[str]:
         """Type a line; what it exports stays."""
@@ -195,6 +246,15 @@ class Sandbox:
     def _shortened(self, argv: Sequence[str]) -> tuple[list[str], str, str]:
         short, config = shortened(list(argv), self.models)
         return short, alike(config), config.name
+
+
+def command(words: list[str]) -> int:
+    """`python -m b2ray.run …` or `b2ray …`, as their first functions; returns the exit code."""
+    with mock.patch.object(sys, "argv", words), mock.patch.object(sys, "path", [*sys.path]):
+        try:
+            return main(words[3:]) if words[0] == "python" else cli.main()
+        except SystemExit as end:  # after --help
+            return int(end.code or 0)
 
 
 def alike(config: Config) -> str:

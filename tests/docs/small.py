@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from b2ray.config import Config
-from b2ray.options import find, parse
+from b2ray.config.load import parse
+from b2ray.config.paths import find
 from tests.runner import ROOT
 
 SHAPES = ROOT / "b2ray" / "shapes" / "weights"

@@ -8,7 +8,15 @@ import pytest
 
 from b2ray.errors import ConfigError
 from tests.docs.pages import PAGES, ROOT, Block, Command, blocks
-from tests.docs.rules import COMPILED, LOOKED_AT, RULES, missing, rule
+from tests.docs.rules import (
+    COMPILED,
+    LOOKED_AT,
+    RULES,
+    missing,
+    needs_cluster,
+    rule,
+    starts_processes,
+)
 from tests.docs.sandbox import Sandbox
 
 SHELL = "sh"
@@ -28,19 +36,34 @@ def looked_at(command: Command) -> str:
     return " ".join(command.text.partition(" #")[0].split())
 
 
-RUNNING = list(dict.fromkeys(c.page for c in COMMANDS if looked_at(c) not in LOOKED_AT))
+RUN = {
+    page: [c for c in COMMANDS if c.page == page and looked_at(c) not in LOOKED_AT]
+    for page in PAGES
+}
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_a_block_says_what_it_is(page: str) -> None:
-    for block in BLOCKS[page]:
-        language = block.language.strip("{}").partition("}")[0]
-        if block.language.startswith("{"):  # a directive of the site
-            continue
-        assert language in LANGUAGES, (
-            f"{block}: a block of {block.language or 'no language'}: mark commands as `sh`, what "
-            "is no code as `text`"
-        )
+def is_cold(page: str) -> bool:
+    """Whether a page's commands, or its Python, need processes of their own."""
+    scripts = any(block.language == "python" for block in BLOCKS[page])
+    return scripts or any(starts_processes(command.words) for command in RUN[page])
+
+
+RUNNING = [
+    pytest.param(page, marks=[pytest.mark.cold] if is_cold(page) else [])
+    for page, commands in RUN.items()
+    if commands
+]
+
+
+def test_a_block_says_what_it_is() -> None:
+    unmarked = [
+        f"{block}: a block of {block.language or 'no language'}"
+        for blocks_of_page in BLOCKS.values()
+        for block in blocks_of_page
+        # `{...}` is a directive of the site.
+        if not block.language.startswith("{") and block.language not in LANGUAGES
+    ]
+    assert not unmarked, "mark commands as `sh`, what is no code as `text`:\n" + "\n".join(unmarked)
 
 
 def test_every_command_is_known() -> None:
@@ -58,23 +81,22 @@ def test_nothing_is_listed_that_is_not_there() -> None:
     assert [key for key, made in RULES.items() if made not in used] == []
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=str)
-def test_a_command_names_what_is_there(command: Command) -> None:
-    assert missing(command.text, ROOT) == []
+def test_a_command_names_what_is_there() -> None:
+    assert len(COMMANDS) > 50
+    absent = {str(c): files for c in COMMANDS if (files := missing(c.text, ROOT))}
+    assert absent == {}
 
 
-@pytest.mark.slow
-@pytest.mark.ray
 @pytest.mark.timeout(3600)  # a page has up to a dozen commands, each with its own limit
 @pytest.mark.parametrize("page", RUNNING)
 def test_the_commands_of_a_page_run(sandbox: Sandbox, page: str) -> None:
-    sandbox.begin()
+    sandbox.begin(any(needs_cluster(command.words) for command in RUN[page]))
     for block in BLOCKS[page]:
         if block.language == SHELL:
             for command in block.commands():
                 _run(sandbox, command)
         elif block.file:
-            (sandbox.here / block.file).write_text(block.text)
+            sandbox.write(block.file, block.text)
         elif block.language == "python":
             _run_python(sandbox, block)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 
-import pytest
-
 from b2ray.sweep.trials import FIGURES
 from tests.docs.pages import ROOT, spans
 from tests.docs.sandbox import Sandbox
@@ -34,9 +32,6 @@ def test_the_page_has_the_figures_of_the_code() -> None:
     assert not {name for name in fixed - CODE if not name.startswith(BEGUN)}
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-@pytest.mark.timeout(3600)
 def test_the_page_has_the_figures_of_a_run(sandbox: Sandbox) -> None:
     lines = (sandbox.prepared / "metrics.jsonl").read_text().splitlines()
     found = {key for line in lines for key in json.loads(line)} - {"step", "time", "images"}

@@ -13,7 +13,7 @@ import pytest
 from b2ray.cli import COMMANDS
 from b2ray.config import Config
 from b2ray.errors import EXIT_CONFIG, EXIT_DONE, EXIT_STOPPED, EXIT_WORKER
-from b2ray.tracking.mlflow_names import flat
+from b2ray.tracking.mlflow.names import flat
 from tests.docs.pages import PAGES, ROOT, read
 
 
@@ -66,13 +66,16 @@ def test_every_field_has_its_place(site: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_command_and_the_rooms_have_their_place(site: Path) -> None:
+def test_every_command_and_the_modules_have_their_place(site: Path) -> None:
     commands = (site / "docs/reference/commands.html").read_text()
     for words in COMMANDS:
         assert f"b2ray {words}" in commands
     assert "--print-config" in commands and "--variance" in commands and "--dtype" in commands
     api = (site / "docs/reference/api.html").read_text()
-    for name in ("rewards.Scorer.score", "curriculum.interval", "branching.advantages"):
+    for name in (
+        *("rewards.RewardModel.score", "algorithm.curriculum.interval"),
+        "algorithm.branching.advantages",
+    ):
         assert f'id="b2ray.{name}"' in api
 
 

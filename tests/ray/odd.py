@@ -5,10 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from b2ray.actors.worker import Receipt, Worker, guarded
+from b2ray.actors.messages import Answer, Bound
+from b2ray.actors.worker import Worker, remote_method
 from b2ray.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Worked(Answer):
+    """Work was done by a process."""
+
+    pid: int
 
 
 class Unborn(Worker):
@@ -27,9 +36,9 @@ class Late(Worker):
         time.sleep(6)
         super().__init__()
 
-    @guarded("loading")
-    def load(self) -> Receipt:
-        return self.receipt(self.mark())
+    @remote_method("loading")
+    def load(self) -> Answer:
+        return Answer(self.receipt(self.timer()))
 
 
 class Odd(Worker):
@@ -37,18 +46,18 @@ class Odd(Worker):
 
     role = "odd"
 
-    @guarded("loading")
-    def load(self, rank: int = 0) -> Receipt:
+    @remote_method("loading")
+    def load(self, rank: int = 0) -> Answer:
         self.rank = rank
-        return self.receipt(self.mark())
+        return Answer(self.receipt(self.timer()))
 
-    @guarded("binding")
-    def bind(self, version: int, digest: str) -> Receipt:
+    @remote_method("binding")
+    def bind(self, version: int, digest: str) -> Bound:
         self.version = version
-        return self.receipt(self.mark(), digest=digest)
+        return Bound(self.receipt(self.timer()), digest)
 
-    @guarded("working")
-    def work(self, how: str, note: str = "") -> Receipt:
+    @remote_method("working")
+    def work(self, how: str, note: str = "") -> Answer:
         if how == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "die once" and not Path(note).exists():
@@ -67,5 +76,5 @@ class Odd(Worker):
         if how == "hang":
             time.sleep(60)
         if how == "different ranks":
-            return self.receipt(self.mark(), digest=f"digest {self.rank}")
-        return self.receipt(self.mark(), pid=os.getpid())
+            return Bound(self.receipt(self.timer()), f"digest {self.rank}")
+        return Worked(self.receipt(self.timer()), os.getpid())

@@ -13,7 +13,8 @@ from tests.runner import Runner
 
 
 def check(runner: Runner, capsys: pytest.CaptureFixture[str], **over: object):
-    code = main([*arguments(runner.models, runner.runs, "checked", **over), "--json"])
+    words = [*arguments(runner.models, runner.runs, "checked", **over), "--json"]
+    code = runner.call(main, words)
     found = json.loads(capsys.readouterr().out)
     return code, {f["what"]: f for f in found["findings"]}
 
@@ -53,7 +54,8 @@ def test_what_would_go_wrong_is_found(runner: Runner, capsys, over, what, words)
 
 
 def test_sizes_of_calls_are_measured_by_the_runs_own_actors(runner: Runner, capsys) -> None:
-    code = main([*arguments(runner.models, runner.runs, "checked"), "--calls", "--json"])
+    words = [*arguments(runner.models, runner.runs, "checked"), "--calls", "--json"]
+    code = runner.call(main, words)
     told = json.loads(capsys.readouterr().out)["findings"]
     assert code == 0
     for field in ("branching.branch_batch", "learner.microbatch"):
@@ -77,7 +79,7 @@ def test_prompts_that_are_cut_off_are_told(runner: Runner, capsys, tmp_path) -> 
     assert "1 are cut off by the tokenizer" in found["prompts"]["found"]
 
 
-def test_an_update_of_one_step_can_be_rehearsed(runner: Runner, capsys) -> None:
+def test_an_update_of_one_step_can_be_tried(runner: Runner, capsys) -> None:
     code, found = check(runner, capsys, learner__batch="all")
     assert code == 0
     assert found["ratio"]["sound"]
@@ -86,7 +88,7 @@ def test_an_update_of_one_step_can_be_rehearsed(runner: Runner, capsys) -> None:
 def test_variance_says_where_to_start_the_interval(runner: Runner, capsys, tmp_path) -> None:
     file = tmp_path / "variance.png"
     command = [*arguments(runner.models, runner.runs, "checked"), f"--variance={file}", "--json"]
-    assert main(command) == 0
+    assert runner.call(main, command) == 0
     findings = json.loads(capsys.readouterr().out)["findings"]
     found = {f["what"]: f["found"] for f in findings}
     lengths = [name for name in found if name.startswith("interval ")]
@@ -98,5 +100,5 @@ def test_variance_says_where_to_start_the_interval(runner: Runner, capsys, tmp_p
 
 def test_a_picture_without_a_folder_is_refused_at_once(runner: Runner, capsys) -> None:
     words = arguments(runner.models, runner.runs, "checked")
-    assert main([*words, "--variance=/no/such/folder/x.png", "--json"]) == 2
+    assert runner.call(main, [*words, "--variance=/no/such/folder/x.png", "--json"]) == 2
     assert "there is no such folder" in capsys.readouterr().out

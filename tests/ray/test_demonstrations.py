@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from b2ray.algorithm.cost import plan_cost
 from b2ray.commands.check import main as check
-from b2ray.cost import plan_cost
 from tests.models import PROMPTS, arguments, config
-from tests.runner import Cluster, Runner, kill_when, when
+from tests.runner import Cluster, ColdRunner, Runner, kill_when
 
 
 @pytest.fixture(scope="module")
@@ -67,42 +66,41 @@ def test_the_demonstrations_change_the_result(runner: Runner, shown: str, over, 
     assert runner.lora("shown-other") != runner.lora(shown)
 
 
-def test_a_killed_run_resumes_to_the_same_bytes(runner: Runner, shown: str, over) -> None:
-    process = runner.process("shown-killed", **over)
-    when(lambda: runner.lines("shown-killed") >= 2)
-    process.send_signal(signal.SIGKILL)
-    process.wait(30)
+def test_a_killed_run_resumes_to_the_same_bytes(
+    runner: Runner, cold_runner: ColdRunner, shown: str, over
+) -> None:
+    cold_runner.kill_after(2, "shown-killed", **over)
     assert runner.here("shown-killed", "--resume", **over) == 0
     assert runner.lora("shown-killed") == runner.lora(shown)
 
 
 def test_killed_samplers_change_nothing(
-    runner: Runner, cluster: Cluster, shown: str, over, capsys
+    cold_runner: ColdRunner, cluster: Cluster, shown: str, over, capsys
 ) -> None:
     name = "shown-replaced"
-    killer = kill_when(lambda: runner.lines(name) >= 1, lambda: cluster.workers("Sampler"))
-    assert runner.here(name, fleet__samplers__max=3, **over) == 0
+    killer = kill_when(lambda: cold_runner.lines(name) >= 1, lambda: cluster.workers("Sampler"))
+    assert cold_runner.here(name, fleet__samplers__max=3, **over) == 0
     killer.join()
     assert re.search(r"sampler \d died while", capsys.readouterr().err)
-    assert runner.lora(name) == runner.lora(shown)
+    assert cold_runner.lora(name) == cold_runner.lora(shown)
 
 
-def test_nothing_needs_to_be_scored_and_samplers_may_lag(runner: Runner, over) -> None:
+def test_nothing_needs_to_be_scored_and_samplers_may_lag(cold_runner: ColdRunner, over) -> None:
     """Without any scorer; two ranks learn while the next stage is sampled."""
     more = {**over, "evaluation__heldout_rewards": "[]", "learner__max_lag": 1, "learner__ranks": 2}
-    assert runner.here("shown-alone", **more) == 0
-    summary = json.loads((runner.runs / "shown-alone" / "summary.json").read_text())
+    assert cold_runner.here("shown-alone", **more) == 0
+    summary = json.loads((cold_runner.runs / "shown-alone" / "summary.json").read_text())
     assert summary["stages"] == 3 and summary["diversity"] == {}
-    assert (runner.runs / "shown-alone" / "pictures" / "before_after_train.png").exists()
+    assert (cold_runner.runs / "shown-alone" / "pictures" / "before_after_train.png").exists()
 
 
 def test_check_takes_demonstrations_through(runner: Runner, over, capsys) -> None:
     command = [*arguments(runner.models, runner.runs, "checked", **over), "--json"]
-    assert check(command) == 0
+    assert runner.call(check, command) == 0
     found = {f["what"]: f for f in json.loads(capsys.readouterr().out)["findings"]}
     assert found["ratio"]["sound"] and found["reward queries"]["found"] == "0"
     assert "1 of 5 demonstrations are smaller" in found["demonstrations"]["found"]
-    assert check([*command, "--variance"]) == 2
+    assert runner.call(check, [*command, "--variance"]) == 2
     assert "how a reward spreads" in capsys.readouterr().out
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from b2ray.actors.worker import Receipt
+from b2ray.actors.messages import Answer, Request, request
 from b2ray.config import Fleet
 from b2ray.errors import ConfigError, Stopped, WorkerError
 from b2ray.fleet import roster
-from b2ray.fleet.capacity import Need
+from b2ray.fleet.capacity import ResourceRequest
 from b2ray.fleet.dispatch import Dispatcher
 from b2ray.fleet.plans import Ready
 from b2ray.fleet.roster import Event, Roster
@@ -26,20 +26,20 @@ class Once:
     """A plan of one call."""
 
     def __init__(self, *args: str) -> None:
-        self.args, self.sent, self.receipt, self.remade = args, False, None, 0
+        self.args, self.sent, self.answer, self.remade = args, False, None, 0
 
     @property
     def finished(self) -> bool:
-        return self.receipt is not None
+        return self.answer is not None
 
     def next_call(self, slot: Slot) -> Call | None:
         if self.sent:
             return None
         self.sent = True
-        return Call("odd", "work", self.args, 1, "working")
+        return Call("odd", [request(Odd.work, *self.args)], "working")
 
-    def done(self, call: Call, slot: Slot, receipt: Receipt, results: Sequence[Any]) -> None:
-        self.receipt = receipt
+    def done(self, call: Call, slot: Slot, answer: Answer, results: Sequence[Any]) -> None:
+        self.answer = answer
 
     def lost(self, call: Call) -> None:
         self.remade += 1
@@ -58,10 +58,11 @@ class Many:
     def next_call(self, slot: Slot) -> Call | None:
         if not self.left or slot.role.name != "odd":
             return None
-        return Call("odd", "work", self.left.pop(), 1, f"working, {len(self.left)} left")
+        asked = request(Odd.work, *self.left.pop())
+        return Call("odd", [asked], f"working, {len(self.left)} left")
 
-    def done(self, call: Call, slot: Slot, receipt: Receipt, results: Sequence[Any]) -> None:
-        self.pids.append(receipt.values["pid"])
+    def done(self, call: Call, slot: Slot, answer: Answer, results: Sequence[Any]) -> None:
+        self.pids.append(answer.pid)
 
     def lost(self, call: Call) -> None:
         raise AssertionError("nothing is lost")
@@ -73,22 +74,23 @@ def dispatcher(cluster: Cluster):
     made: list[Roster] = []
 
     def make(
-        least: int = 1, most: int = 1, ranks: int = 1, sync: str | None = None, **fleet: Any
+        least: int = 1, most: int = 1, ranks: int = 1, bind: bool = False, **fleet: Any
     ) -> Dispatcher:
         cpus = fleet.pop("cpus", 0.1)
-        need = Need("odd", "fleet.odd", least, most, cpus, 0.0, {}, together=ranks)
+        need = ResourceRequest("odd", "fleet.odd", least, most, cpus, 0.0, {}, together=ranks)
         role = Role(
             "odd",
             least,
             fleet.pop("sizes", lambda rooms: most),
             team_maker(fleet.pop("actor", Odd), need),
-            lambda places: [(rank,) for rank in range(len(places))],
+            lambda places: [request(Odd.load, rank) for rank in range(len(places))],
             need,
-            sync,
+            (lambda w: request(Odd.bind, w.version, w.lora)) if bind else None,
         )
-        patience = Fleet(**{"stall_timeout": 60.0, "retries": 2, **fleet})
-        made.append(Roster([role], patience))
-        return Dispatcher(made[-1], StopFlag(), patience.stall_timeout)
+        on_event = fleet.pop("on_event", lambda _: None)
+        settings = Fleet(**{"stall_timeout": 60.0, "retries": 2, **fleet})
+        made.append(Roster([role], settings, on_event))
+        return Dispatcher(made[-1], StopFlag(), settings.stall_timeout)
 
     yield make
     for one in made:
@@ -116,13 +118,13 @@ def test_an_actor_that_cannot_be_made_is_not_made_again_and_again(dispatcher):
 
 
 def test_a_killed_actor_is_replaced_and_its_call_done_again(dispatcher, tmp_path):
-    found, events = dispatcher(), []
-    found.roster.tell = events.append
+    events: list[Event] = []
+    found = dispatcher(on_event=events.append)
     found.run(Ready(found.roster))
     first = found.roster.slots[0].places[0].pid
     plan = Once("die once", str(tmp_path / "note"))
     found.run(plan)
-    assert plan.receipt.values["pid"] != first
+    assert plan.answer.pid != first
     assert [e.what for e in events] == ["ready", "died", "ready"]
     died, back = events[1:]
     assert died.doing == "working" and f"pid {first}" in died.where and back.seconds > 0
@@ -139,8 +141,8 @@ def test_one_that_always_dies_ends_the_run_with_the_first_cause_and_the_log(disp
 
 def test_the_death_of_a_rank_replaces_all_and_is_the_cause(dispatcher, tmp_path):
     """The other rank's own complaint, that a peer is gone, comes first and is not the cause."""
-    found, events = dispatcher(ranks=2), []
-    found.roster.tell = events.append
+    events: list[Event] = []
+    found = dispatcher(ranks=2, on_event=events.append)
     found.run(Ready(found.roster))
     before = {p.pid for p in found.roster.slots[0].places}
     plan = Once("rank 1 dies once", str(tmp_path / "note"))
@@ -156,7 +158,7 @@ def test_ranks_that_end_with_different_weights_end_the_run(dispatcher):
 
 
 def test_other_weights_than_the_learners_end_the_run(dispatcher):
-    found = dispatcher(sync="bind")
+    found = dispatcher(bind=True)
     found.roster.weights["odd"] = Weights(3, "the learner's", "what arrived", None)
     with pytest.raises(WorkerError, match="digest what arrived, the learner's are the learner's"):
         found.run(Ready(found.roster))
@@ -164,7 +166,7 @@ def test_other_weights_than_the_learners_end_the_run(dispatcher):
 
 def test_one_that_joins_late_is_brought_to_the_current_version(dispatcher):
     size = [1]
-    found = dispatcher(least=1, most=2, sync="bind", sizes=lambda rooms: size[0])
+    found = dispatcher(least=1, most=2, bind=True, sizes=lambda rooms: size[0])
     found.roster.weights["odd"] = Weights(0, "a", "a", None)
     found.run(Ready(found.roster))
     found.roster.weights["odd"] = Weights(1, "b", "b", None)
@@ -190,8 +192,15 @@ def test_those_without_room_are_taken_back_when_their_node_will_not_come(dispatc
 
 def made(name: str, least: int, most: int, cpus: float, actor: type = Odd) -> Role:
     """A role of actors that load without arguments and have no weights."""
-    need = Need(name, name, least, most, cpus, 0.0, {})
-    return Role(name, least, lambda rooms: most, team_maker(actor, need), lambda places: [()], need)
+    need = ResourceRequest(name, name, least, most, cpus, 0.0, {})
+    return Role(
+        name,
+        least,
+        lambda rooms: most,
+        team_maker(actor, need),
+        lambda _: [Request("load", ())],
+        need,
+    )
 
 
 @pytest.fixture
@@ -202,9 +211,8 @@ def joined(cluster: Cluster):
 
     def run(cpus: float, other: Role) -> tuple[Roster, list[Event]]:
         events: list[Event] = []
-        found = Roster([made("odd", 1, 4, cpus)], Fleet(stall_timeout=60))
+        found = Roster([made("odd", 1, 4, cpus)], Fleet(stall_timeout=60), events.append)
         rosters.append(found)
-        found.tell = events.append
         dispatcher = Dispatcher(found, StopFlag(), 60)
         dispatcher.run(Ready(found, patience=30))
         found.roles, found._looked = [*found.roles, other], 0.0
@@ -256,8 +264,8 @@ def test_a_signal_stops_it(dispatcher):
 
 def test_a_node_that_goes_is_left_after_the_call(dispatcher, monkeypatch):
     """Its actors finish, take nothing new and start elsewhere (here: on the only node, again)."""
-    found, events = dispatcher(), []
-    found.roster.tell = events.append
+    events: list[Event] = []
+    found = dispatcher(on_event=events.append)
     found.run(Ready(found.roster))
     place = found.roster.slots[0].places[0]
     monkeypatch.setattr(roster.nodes, "draining", lambda: {place.node})
@@ -266,6 +274,6 @@ def test_a_node_that_goes_is_left_after_the_call(dispatcher, monkeypatch):
     found.roster.look()
     monkeypatch.undo()
     found.run(plan)
-    assert plan.receipt.values["pid"] != place.pid
+    assert plan.answer.pid != place.pid
     assert [e.what for e in events] == ["ready", "drains", "left", "ready"]
     assert isinstance(events[0], Event)

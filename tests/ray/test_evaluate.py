@@ -23,7 +23,7 @@ def evaluate(runner: Runner, capsys: pytest.CaptureFixture[str]):
 
     def call(*words: object) -> tuple[int, dict[str, Any]]:
         capsys.readouterr()  # what a run has said
-        code = main([*map(str, words), f"--runs={runner.runs}", "--json"])
+        code = runner.call(main, [*map(str, words), f"--runs={runner.runs}", "--json"])
         return code, json.loads(capsys.readouterr().out)
 
     return call

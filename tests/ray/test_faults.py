@@ -12,7 +12,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.runner import Cluster, Runner, kill_when, when
+from tests.runner import Cluster, ColdRunner, Runner, kill_when, when
 
 
 def _history(runner: Runner, name: str) -> list[tuple[str, int, float]]:
@@ -35,53 +35,39 @@ def _mlflow_runs(runner: Runner, name: str) -> int:
     return sum(r.info.run_name == name for r in client.search_runs([experiment.experiment_id]))
 
 
-@pytest.mark.timeout(900)  # six starts of the command
+@pytest.mark.timeout(900)  # four starts of the command
 def test_a_killed_run_resumes_to_the_same_bytes_and_the_same_mlflow_run(
-    runner: Runner, undisturbed: str
+    runner: Runner, cold_runner: ColdRunner, undisturbed: str
 ) -> None:
     """SIGKILL before the first commit, in two stages, and while the run ends."""
     name, moment = "killed", random.Random(0)
     for lines in (0, 1, 2, 4):
-        process = runner.process(name)
+        process = cold_runner.process(name)
         when(lambda n=lines: (runner.runs / name).exists() and runner.lines(name) >= n)
         time.sleep(moment.uniform(0, 0.5))
         process.send_signal(signal.SIGKILL)
         process.wait(30)
-    resumed = runner.process(name, "--resume")
-    out, _ = resumed.communicate(timeout=200)
-    assert resumed.returncode == 0, out
+    assert runner.here(name, "--resume") == 0
     assert runner.lora(name) == runner.lora(undisturbed)
     assert _history(runner, name) == _history(runner, undisturbed)
     assert _mlflow_runs(runner, name) == 1
 
 
-def test_sigterm_stops_resumably(runner: Runner, undisturbed: str) -> None:
-    process = runner.process("stopped")
-    when(lambda: runner.lines("stopped") >= 2)
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 75, out
-    assert "--name=stopped --resume" in out
-    # With --name and --resume alone: the run knows its own configuration.
-    assert runner.here("stopped", "--resume") == 0
-    assert runner.lora("stopped") == runner.lora(undisturbed)
-
-
 def test_killed_actors_are_replaced_and_change_nothing(
-    runner: Runner, cluster: Cluster, undisturbed: str, capsys: pytest.CaptureFixture[str]
+    cold_runner: ColdRunner, cluster: Cluster, undisturbed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = "replaced"
     roles = ("Sampler", "Scorer", "Learner")
     killers = [
-        kill_when(lambda n=lines: runner.lines(name) >= n, lambda r=role: cluster.workers(r))
+        kill_when(lambda n=lines: cold_runner.lines(name) >= n, lambda r=role: cluster.workers(r))
         for lines, role in enumerate(roles, start=1)
     ]
-    assert runner.here(name) == 0
+    assert cold_runner.here(name) == 0
     for killer in killers:
         killer.join()
     said = capsys.readouterr().err
     assert all(re.search(rf"{role.lower()} \d died while", said) for role in roles), said
-    assert runner.lora(name) == runner.lora(undisturbed)
+    assert cold_runner.lora(name) == cold_runner.lora(undisturbed)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ from b2ray.diffusion.lora_file import FILE
 from tests.models import arguments
 from tests.runner import ROOT, when
 
+pytestmark = pytest.mark.cold
+
 
 def local(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
     """cluster/local.py with these arguments."""
@@ -133,7 +135,7 @@ def test_a_stopped_sweep_goes_on(cluster_of_two: Local, tmp_path: Path) -> None:
     when(lambda: min(here.lines("seeds/seed0"), here.lines("seeds/seed1")) >= 1, 400)
     driver = driver_of("seeds")
     everyone = [driver, *driver.children()]
-    trials = [p for p in everyone if "b2ray.sweep.trial" in p.cmdline()]
+    trials = [p for p in everyone if "--stop-with-stdin" in p.cmdline()]
     for process in everyone:
         process.suspend()
     here.ray("job", "stop", "--no-wait", job)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-
 import pytest
 
-from tests.runner import Runner, when
+from tests.runner import Runner
 
 LAG = {"learner__max_lag": 1, "curriculum__stages": 4, "fleet__samplers__max": 1}
 
@@ -26,15 +24,3 @@ def test_it_samples_from_other_weights_than_a_run_that_does_not_lag(
 ) -> None:
     assert runner.here("prompt", **{**LAG, "learner__max_lag": 0}) == 0
     assert runner.lora("prompt") != runner.lora(lagging)
-
-
-def test_killed_between_two_stages_it_resumes_to_the_same_bytes(
-    runner: Runner, lagging: str
-) -> None:
-    """The next stage is sampled from the version before the committed one."""
-    process = runner.process("lag_killed", **LAG)
-    when(lambda: runner.lines("lag_killed") >= 3)
-    process.send_signal(signal.SIGKILL)
-    process.wait(30)
-    assert runner.here("lag_killed", "--resume", **LAG) == 0
-    assert runner.lora("lag_killed") == runner.lora(lagging)

@@ -13,14 +13,15 @@ import torch
 from ray.exceptions import RayTaskError
 
 from b2ray.actors.learner import Learner
+from b2ray.algorithm.replay import ReplayEntry
 from b2ray.diffusion.policy import Policy
 from b2ray.diffusion.trajectory import Trajectory
 from b2ray.errors import RankLost, WorkerError
-from b2ray.replay import Kept
 from tests.models import PROMPTS, config, rollout
 from tests.processes import free_port
 from tests.runner import Cluster
 
+pytestmark = pytest.mark.cold  # ranks, and one of them is killed
 INTERVAL = 2
 ADVANTAGES = [1.0, -0.5, 0.7]
 TIMEOUT = 120.0
@@ -67,40 +68,38 @@ def test_ranks_answer_alike_and_only_the_first_sends_arrays(
 ) -> None:
     two, one = learners(2), learners(1)
     states = called(two, "state")
-    assert states[0][0].values["digest"] == states[1][0].values["digest"]
+    assert states[0][0].digest == states[1][0].digest
     assert states[0][1] and states[1][1:] == [None, None]
 
     updates = called(two, "update", 0, selected(sampled), 0)
     (single,) = called(one, "update", 0, selected(sampled), 0)
-    receipts = [u[0] for u in updates]
-    assert [r.version for r in receipts] == [1, 1]
-    assert receipts[0].values["digest"] == receipts[1].values["digest"]
-    assert receipts[0].values["digest"] != states[0][0].values["digest"]
-    assert receipts[0].values["figures"] == receipts[1].values["figures"]
-    assert receipts[0].values["figures"] == pytest.approx(
-        single[0].values["figures"], rel=1e-3, abs=1e-6
-    )
-    assert sum(r.unet_evals for r in receipts) == single[0].unet_evals
+    answers = [u[0] for u in updates]
+    assert [a.receipt.version for a in answers] == [1, 1]
+    assert answers[0].digest == answers[1].digest
+    assert answers[0].digest != states[0][0].digest
+    assert answers[0].figures == answers[1].figures
+    assert answers[0].figures == pytest.approx(single[0].figures, rel=1e-3, abs=1e-6)
+    assert sum(a.receipt.unet_evals for a in answers) == single[0].receipt.unet_evals
     assert updates[0][1].keys() == single[1].keys() and updates[0][2].keys() == single[2].keys()
     assert updates[1][1:] == [None, None]
 
     # One of the three is of the new version. Its densities are those of older weights, and all
     # is accepted: the ratio corrects what is late.
     late = [sampled[0], replace(sampled[1], version=1), sampled[2]]
-    for receipt, _, _ in called(two, "update", 1, selected(late), 1):
-        assert receipt.values["figures"]["fleet/lag"] == pytest.approx(2 / 3)
-        assert receipt.values["figures"]["policy/ratio_drift"] > 0
+    for answer, _, _ in called(two, "update", 1, selected(late), 1):
+        assert answer.figures["fleet/lag"] == pytest.approx(2 / 3)
+        assert answer.figures["policy/ratio_drift"] > 0
 
     # At version 2 these are too old for any setting: each rank says so of its own.
     for actor in two:
         with pytest.raises(RayTaskError, match="policy version 0 reached the learner") as caught:
-            called([actor], "rehearse", selected(sampled))
+            called([actor], "dry_run", selected(sampled))
         assert isinstance(caught.value.cause, WorkerError)
 
     ray.kill(two[1])
     with pytest.raises(RayTaskError) as caught:
         current = [replace(t, version=2) for t in sampled]
-        called(two[:1], "rehearse", selected(current))
+        called(two[:1], "dry_run", selected(current))
     assert isinstance(caught.value.cause, RankLost)
 
 
@@ -109,14 +108,14 @@ def test_what_is_replayed_may_be_older_by_its_age_and_no_more(
 ) -> None:
     learner = learners(1, replay__stages=2, learner__batch=8)
 
-    def old(stage: int, version: int) -> Kept:
+    def old(stage: int, version: int) -> ReplayEntry:
         made = replace(sampled[0], version=version)
-        return Kept(stage, PROMPTS[0], 1.0, INTERVAL, ray.put(made))
+        return ReplayEntry(stage, PROMPTS[0], 1.0, INTERVAL, ray.put(made))
 
-    def update(stage: int, max_lag: int, *replayed: Kept) -> dict[str, float]:
+    def update(stage: int, max_lag: int, *replayed: ReplayEntry) -> dict[str, float]:
         own = [replace(t, version=max(0, stage - max_lag)) for t in sampled]
-        ((receipt, _, _),) = called(learner, "update", stage, selected(own), max_lag, replayed)
-        return dict(receipt.values["figures"])
+        ((answer, _, _),) = called(learner, "update", stage, selected(own), max_lag, replayed)
+        return dict(answer.figures)
 
     assert update(0, 0)["fleet/lag"] == 0
     # The lag is that of the stage's own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -13,15 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from b2ray.config.load import parse
 from b2ray.errors import EXIT_DONE, EXIT_STOPPED
-from b2ray.options import parse
 from b2ray.tracking.folder import RunFolder
-from b2ray.tracking.mlflow_log import MlflowLog
+from b2ray.tracking.mlflow.log import MlflowLog
 from tests.models import PROMPTS, arguments
 from tests.processes import free_port
-from tests.runner import Runner, when
+from tests.runner import ColdRunner, Runner, when
 from tests.servers import mlflow_server
 
+pytestmark = pytest.mark.cold  # its server
 OPTIONS = {"fleet__samplers__max": 1, "tracking__system": 0.5, "tracking__register_as": "small"}
 
 
@@ -142,15 +144,28 @@ def test_sent_again_nothing_changes(runner: Runner, server: str, tracked: str) -
 
 
 @pytest.mark.timeout(1200)  # two starts of the command, two of the server
-def test_a_server_that_is_away_gets_all_when_the_run_goes_on(
-    runner: Runner, tmp_path: Path
+def test_a_server_that_goes_away_gets_all_in_the_same_run_when_the_run_goes_on(
+    runner: Runner, cold_runner: ColdRunner, tmp_path: Path
 ) -> None:
-    port = free_port()
+    port, folder = free_port(), runner.runs / "late"
     address = f"http://127.0.0.1:{port}"
-    options = {**OPTIONS, "tracking__uri": address, "curriculum__stages": 4}
-    process = runner.process("late", **options)
+    options = {**OPTIONS, "tracking__uri": address, "curriculum__stages": 30}
+    options |= {"evaluation__every": 0}
+
+    def run_id() -> str | None:
+        file = folder / "mlflow.json"
+        return json.loads(file.read_text())["run_id"] if file.exists() else None
+
+    with mlflow_server(tmp_path, port):
+        process = cold_runner.process("late", **options)
+        try:
+            when(lambda: run_id() is not None, within=300)
+        except BaseException:
+            process.kill()
+            raise
+    first, away = run_id(), runner.lines("late")
     try:
-        when(lambda: runner.lines("late") >= 3, within=300)
+        when(lambda: runner.lines("late") >= away + 3, within=300)
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=200)
     finally:
@@ -161,26 +176,9 @@ def test_a_server_that_is_away_gets_all_when_the_run_goes_on(
     with mlflow_server(tmp_path, port):
         assert runner.here("late", "--resume", **options) == EXIT_DONE
         run = found_run(address, "late")
-        history = mlflow.MlflowClient(address).get_metric_history(run.info.run_id, "reward/mean")
-        assert sorted(m.step for m in history) == [1, 2, 3, 4]
+        assert run.info.run_id == first
+        history = mlflow.MlflowClient(address).get_metric_history(first, "reward/mean")
+        assert sorted(m.step for m in history) == [*range(1, 31)]
         assert run.info.status == "FINISHED" and len(run.outputs.model_outputs) == 1
-        files = artifacts(mlflow.MlflowClient(address), run.info.run_id)
+        files = artifacts(mlflow.MlflowClient(address), first)
         assert {"evaluation.json", "report.html"} <= set(files)
-
-
-@pytest.mark.timeout(900)  # two starts of the command
-def test_a_resumed_run_goes_on_as_the_same_one(runner: Runner, server: str) -> None:
-    process = runner.process("halved", tracking__uri=server, **OPTIONS)
-    try:
-        when(lambda: runner.lines("halved") >= 3, within=300)
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=200)
-    finally:
-        process.kill()
-        process.wait(30)
-    first = found_run(server, "halved")
-    assert runner.here("halved", "--resume", tracking__uri=server, **OPTIONS) == EXIT_DONE
-    run = found_run(server, "halved")
-    assert run.info.run_id == first.info.run_id and run.info.status == "FINISHED"
-    history = mlflow.MlflowClient(server).get_metric_history(run.info.run_id, "reward/mean")
-    assert sorted(m.step for m in history) == [1, 2, 3]

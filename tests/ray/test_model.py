@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from b2ray.diffusion.lora_file import FILE, load
-from b2ray.tracking.mlflow_model import tracked_at
+from b2ray.tracking.mlflow.model import tracked_at
 from tests.models import PROMPTS, pipeline
 from tests.runner import Runner
 

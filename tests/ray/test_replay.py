@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-
 import pytest
 
-from b2ray.cost import plan_cost
-from b2ray.replay import FILE, load
+from b2ray.algorithm.cost import plan_cost
+from b2ray.algorithm.replay import FILE, load
 from tests.models import config
-from tests.runner import Cluster, Runner, kill_when, when
+from tests.runner import Runner
 
 # Four groups of three leaves: eight are trained on in a stage, intervals 2, 2, 3 and 4.
 REPLAY = {
@@ -53,34 +51,6 @@ def test_every_commit_has_what_its_next_stage_trains_on(runner: Runner, replayin
     assert all(k.trajectory.version == k.stage for k in kept)
     assert all(len(k.trajectory.log_probs) == k.interval == k.stage + 1 for k in kept)
     assert not (last / FILE).exists()
-
-
-@pytest.mark.timeout(600)  # three starts of the command
-def test_killed_it_resumes_to_the_same_bytes(runner: Runner, replaying: str) -> None:
-    """Before the first stage that replays, and between two of them."""
-    name = "replay_killed"
-    for count in (2, 4):
-        process = runner.process(name, **REPLAY)
-        when(lambda n=count: runner.lines(name) >= n)
-        process.send_signal(signal.SIGKILL)
-        process.wait(30)
-    assert runner.here(name, "--resume", **REPLAY) == 0
-    assert runner.lora(name) == runner.lora(replaying)
-    found, expected = runner.figures(name), runner.figures(replaying)
-    for key in ("replay/trajectories", "replay/age", "cost/unet_evals"):
-        assert [line.get(key) for line in found] == [line.get(key) for line in expected]
-
-
-def test_killed_actors_change_nothing(runner: Runner, cluster: Cluster, replaying: str) -> None:
-    name = "replay_replaced"
-    killers = [
-        kill_when(lambda n=count: runner.lines(name) >= n, lambda r=role: cluster.workers(r))
-        for count, role in ((2, "Sampler"), (3, "Learner"))
-    ]
-    assert runner.here(name, **REPLAY) == 0
-    for killer in killers:
-        killer.join()
-    assert runner.lora(name) == runner.lora(replaying)
 
 
 def test_replay_changes_what_is_learnt(runner: Runner, replaying: str) -> None:

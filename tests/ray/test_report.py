@@ -11,11 +11,12 @@ import mlflow
 import numpy as np
 import pytest
 
-from b2ray import trees
 from b2ray.diffusion.lora_file import FILE
 from b2ray.errors import EXIT_DONE, EXIT_STOPPED
+from b2ray.run import main
+from b2ray.tracking import branch_trees as trees
 from tests.models import PROMPTS
-from tests.runner import Runner, when
+from tests.runner import ColdRunner, Runner, when
 
 
 def kept(runner: Runner, name: str) -> dict[str, bytes]:
@@ -61,22 +62,26 @@ def test_trees_change_no_byte_of_the_lora(runner: Runner, undisturbed: str, coun
     }
 
 
-@pytest.mark.timeout(900)  # two starts of the command
-def test_a_stopped_run_has_a_page_and_a_resumed_one_all_its_trees(
-    runner: Runner, undisturbed: str
+def test_sigterm_stops_resumably_with_a_page_and_the_resumed_run_has_all_trees(
+    runner: Runner, cold_runner: ColdRunner, undisturbed: str
 ) -> None:
-    process = runner.process("halted", fleet__samplers__max=1)
+    # Evaluated after every stage, so that the page has something to compare with.
+    process = cold_runner.process("halted", fleet__samplers__max=1, evaluation__every=1)
     try:
-        when(lambda: runner.lines("halted") >= 3, within=240)
+        when(lambda: runner.lines("halted") >= 2, within=240)
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=200)
     finally:
         process.kill()
         process.wait(30)
+    assert process.returncode == EXIT_STOPPED, out
+    assert "--name=halted --resume" in out
     page = runner.runs / "halted" / "report.html"
-    if process.returncode == EXIT_STOPPED:  # else it was at its end already
-        assert re.search(r"After \d of 3 stages", page.read_text(encoding="utf-8")), out
-    assert runner.here("halted", "--resume") == EXIT_DONE
+    assert re.search(r"After \d of 3 stages", page.read_text(encoding="utf-8")), out
+    # With --name and --resume alone: the run knows its own configuration.
+    resume = [f"--runs={runner.runs}", "--name=halted", "--resume"]
+    assert runner.call(main, resume) == EXIT_DONE
+    assert runner.lora("halted") == runner.lora(undisturbed)
     assert kept(runner, "halted") == kept(runner, undisturbed)
     assert "Stage 1:" in page.read_text(encoding="utf-8")
 
@@ -104,7 +109,9 @@ def test_a_page_that_cannot_be_made_does_not_fail_the_run(
         raise RuntimeError("no ink")
 
     monkeypatch.setattr("b2ray.report.page.page", broken)
-    monkeypatch.setattr("b2ray.trees.save", lambda *_: (_ for _ in ()).throw(OSError("no room")))
+    monkeypatch.setattr(
+        "b2ray.tracking.branch_trees.save", lambda *_: (_ for _ in ()).throw(OSError("no room"))
+    )
     assert runner.here("pageless", fleet__samplers__max=1) == EXIT_DONE
     said = capsys.readouterr().err
     assert "warning: the run's page could not be made (RuntimeError: no ink)" in said

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runner import Runner
+from tests.runner import ColdRunner, Runner
 
 CLIP = {"name": "clip", "kind": "clip"}
 
@@ -27,15 +27,17 @@ def rewards(*specs: dict) -> str:
     return json.dumps(list(specs))
 
 
-def test_rewards_whose_packages_conflict_run_side_by_side(runner: Runner, tmp_path: Path) -> None:
+def test_rewards_whose_packages_conflict_run_side_by_side(
+    cold_runner: ColdRunner, tmp_path: Path
+) -> None:
     def own(name: str, version: int) -> dict:
         env = {"env_vars": {"PYTHONPATH": package(tmp_path / name, version)}}
         workers = {"count": 1, "cpus": 0.25, "runtime_env": env}
         return {"name": name, "kind": "units:score", "workers": workers}
 
     specs = rewards(own("old", 1), own("new", 2))
-    assert runner.here("conflict", rewards=specs, curriculum__stages=1) == 0
-    summary = json.loads((runner.runs / "conflict" / "summary.json").read_text())
+    assert cold_runner.here("conflict", rewards=specs, curriculum__stages=1) == 0
+    summary = json.loads((cold_runner.runs / "conflict" / "summary.json").read_text())
     old, new = summary["old"]["train"]["before"], summary["new"]["train"]["before"]
     assert 1 < old < 2 < new < 3
     assert new - old == pytest.approx(1, abs=1e-5)
@@ -60,12 +62,12 @@ def test_an_environment_that_ray_refuses_is_named(
 
 
 def test_an_environment_that_cannot_be_set_up_is_named(
-    runner: Runner, capsys: pytest.CaptureFixture[str]
+    cold_runner: ColdRunner, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # A package that was never uploaded: Ray takes the name, and fails on the node.
     env = {"working_dir": "gcs://_ray_pkg_0123456789abcdef.zip"}
     spec = {"name": "own", "kind": "units:score", "workers": {"cpus": 0.25, "runtime_env": env}}
-    assert runner.here("bad_env", rewards=rewards(spec), curriculum__stages=1) == 2
+    assert cold_runner.here("bad_env", rewards=rewards(spec), curriculum__stages=1) == 2
     assert "scorer own: its runtime_env cannot be set up" in capsys.readouterr().err
 
 

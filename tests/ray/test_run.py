@@ -11,10 +11,10 @@ import pytest
 import ray
 import torch
 
-from b2ray.cost import plan_cost
+from b2ray.algorithm.cost import plan_cost
 from b2ray.diffusion.lora_file import load
 from tests.models import PROMPTS, config, pipeline
-from tests.runner import Runner, when
+from tests.runner import ColdRunner, Runner, when
 
 
 def test_the_summary_holds_what_scripts_rely_on(runner: Runner, undisturbed: str) -> None:
@@ -89,7 +89,7 @@ def test_mlflow_has_the_run(runner: Runner, undisturbed: str) -> None:
     assert len(run.outputs.model_outputs) == 1
 
 
-def test_prometheus_is_told_of_the_run(runner: Runner) -> None:
+def test_prometheus_is_told_of_the_run(cold_runner: ColdRunner) -> None:
     """What Ray's agent on this node answers when Prometheus asks it, while a run goes on."""
     (node,) = [n for n in ray.nodes() if n["Alive"]]
     page = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
@@ -101,7 +101,7 @@ def test_prometheus_is_told_of_the_run(runner: Runner) -> None:
         return {x.split("{")[0].removeprefix("ray_") for x in mine}
 
     wanted = {"b2ray_stage", "b2ray_phase", "b2ray_slots", "b2ray_reward_mean"}
-    process = runner.process("watched", curriculum__stages=500)
+    process = cold_runner.process("watched", curriculum__stages=500)
     try:
         when(lambda: wanted <= told(), within=200)  # it collects every few seconds
     finally:

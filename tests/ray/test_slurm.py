@@ -13,6 +13,7 @@ import pytest
 
 from tests.runner import ROOT, when
 
+pytestmark = pytest.mark.cold
 # Runs here what Slurm would run on a node; its own options end where Ray's command begins.
 SRUN = '#!/bin/sh\nwhile [ "$1" != ray ]; do shift; done\nexec "$@"\n'
 SCONTROL = '#!/bin/sh\nif [ "$1" = show ]; then echo one; echo two; else echo "$@" >> asked; fi\n'

@@ -19,19 +19,19 @@ import yaml
 from b2ray.errors import EXIT_DONE, EXIT_STOPPED, EXIT_WORKER
 from b2ray.run import main
 from tests.models import arguments
-from tests.runner import ROOT, Runner, when
+from tests.runner import ROOT, ColdRunner, when
 
 
 @dataclass
 class Sweep:
-    """A sweep of the small runs, which are those of `Runner` with other values of what varies."""
+    """A sweep of the small runs, which are those of a runner with other values of what varies."""
 
-    runner: Runner
+    runner: ColdRunner
     file: Path
     words: list[str]
 
     @classmethod
-    def of(cls, runner: Runner, name: str, fields: dict[str, Any], **over: object) -> Sweep:
+    def of(cls, runner: ColdRunner, name: str, fields: dict[str, Any], **over: object) -> Sweep:
         file = runner.runs / f"{name}.yaml"
         file.write_text(yaml.safe_dump({"name": name, "metric": "reward/mean", **fields}))
         varied = {f"--{f}" for f in fields["grid"]}
@@ -66,7 +66,7 @@ class Sweep:
 def trials(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The processes of a sweep's trials."""
     children = psutil.Process(process.pid).children()
-    return [c for c in children if "b2ray.sweep.trial" in c.cmdline()]
+    return [c for c in children if "--stop-with-stdin" in c.cmdline()]
 
 
 def heard(process: subprocess.Popen[str], words: str) -> str:
@@ -82,10 +82,10 @@ def heard(process: subprocess.Popen[str], words: str) -> str:
 
 @pytest.mark.timeout(1800)  # four trials, three of them begun twice
 def test_a_sweep_that_is_stopped_and_loses_a_trial_ends_as_if_undisturbed(
-    runner: Runner, undisturbed: str, capsys: pytest.CaptureFixture[str]
+    cold_runner: ColdRunner, undisturbed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grid = {"learner.lr": [1e-3, 2e-3], "seed": [0, 1]}
-    sweep = Sweep.of(runner, "rates", {"grid": grid, "parallel": 2})
+    sweep = Sweep.of(cold_runner, "rates", {"grid": grid, "parallel": 2})
     first, _, third, _ = names = [f"lr{lr}_seed{s}" for lr in (0.001, 0.002) for s in (0, 1)]
 
     # SIGTERM: both trials stop in good order.
@@ -126,7 +126,7 @@ def test_a_sweep_that_is_stopped_and_loses_a_trial_ends_as_if_undisturbed(
 
     # Once more: only what is not finished.
     before = {n: (sweep.folder / n / "metrics.jsonl").stat().st_mtime_ns for n in names}
-    assert main(sweep.words) == EXIT_DONE
+    assert cold_runner.call(main, sweep.words) == EXIT_DONE
     said = capsys.readouterr().err
     assert said.count("finished before") == 3 and f"{third}: goes on after stage" in said
     after = {n: (sweep.folder / n / "metrics.jsonl").stat().st_mtime_ns for n in names}
@@ -135,12 +135,12 @@ def test_a_sweep_that_is_stopped_and_loses_a_trial_ends_as_if_undisturbed(
     assert [len(s["each"]) for s in sweep.result()["settings"]] == [2, 2]
 
     # The trial with the settings of a run is that run.
-    assert runner.lora(f"rates/{first}") == runner.lora(undisturbed)
-    assert len({runner.lora(f"rates/{n}") for n in names}) == 4
-    _is_nested(runner, "rates", names)
+    assert cold_runner.lora(f"rates/{first}") == cold_runner.lora(undisturbed)
+    assert len({cold_runner.lora(f"rates/{n}") for n in names}) == 4
+    _is_nested(cold_runner, "rates", names)
 
 
-def _is_nested(runner: Runner, name: str, names: list[str]) -> None:
+def _is_nested(runner: ColdRunner, name: str, names: list[str]) -> None:
     """MLflow has one parent run, and every trial once beneath it."""
     client = mlflow.MlflowClient(f"sqlite:///{runner.runs / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("b2ray")
@@ -161,13 +161,13 @@ def _is_nested(runner: Runner, name: str, names: list[str]) -> None:
 
 @pytest.mark.timeout(900)
 def test_a_trial_that_fails_is_named_and_does_not_end_the_others(
-    runner: Runner, capsys: pytest.CaptureFixture[str]
+    cold_runner: ColdRunner, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = {"name": "bright", "kind": "tests.ray.rewards:Brightness"}
     bad = {"name": "odd", "kind": "tests.ray.rewards:NotANumber"}
     fields = {"grid": {"rewards": [[bad], [good]]}, "parallel": 1}
-    sweep = Sweep.of(runner, "rewards", fields, curriculum__stages=1)
-    assert main([*sweep.words, "--json"]) == EXIT_WORKER
+    sweep = Sweep.of(cold_runner, "rewards", fields, curriculum__stages=1)
+    assert cold_runner.call(main, [*sweep.words, "--json"]) == EXIT_WORKER
     said = capsys.readouterr()
     result = json.loads(said.out)
     failed, done = result["trials"]
@@ -180,7 +180,7 @@ def test_a_trial_that_fails_is_named_and_does_not_end_the_others(
 
 @pytest.mark.timeout(900)
 def test_a_trial_that_does_badly_is_stopped_early_and_stays_so(
-    runner: Runner, capsys: pytest.CaptureFixture[str]
+    cold_runner: ColdRunner, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of one after another, the second has less of the figure at the first stage."""
     fields = {
@@ -189,7 +189,9 @@ def test_a_trial_that_does_badly_is_stopped_early_and_stays_so(
         "parallel": 1,
         "stop_early": {"after": 1, "factor": 2},
     }
-    sweep = Sweep.of(runner, "stopped-early", fields, curriculum__stages=30, evaluation__every=0)
+    sweep = Sweep.of(
+        cold_runner, "stopped-early", fields, curriculum__stages=30, evaluation__every=0
+    )
     process = sweep.process()
     try:
         begun = sweep.folder / "images6" / "metrics.jsonl"
@@ -201,6 +203,6 @@ def test_a_trial_that_does_badly_is_stopped_early_and_stays_so(
     assert sweep.states() == {"images12": "finished", "images6": "stopped early"}
     stages = sweep.lines("images6")
     assert 2 <= stages < 31
-    assert main(sweep.words) == EXIT_DONE
+    assert cold_runner.call(main, sweep.words) == EXIT_DONE
     assert "images6: stopped early before" in capsys.readouterr().err
     assert sweep.lines("images6") == stages

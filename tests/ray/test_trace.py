@@ -5,13 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 
-from tests.runner import Runner
+from tests.runner import ColdRunner
 
 
-def test_every_actor_writes_what_it_did_in_one_stage(runner: Runner, undisturbed: str) -> None:
+def test_every_actor_writes_what_it_did_in_one_stage(
+    cold_runner: ColdRunner, undisturbed: str
+) -> None:
     over = {"learner__ranks": 2, "fleet__samplers__min": 2, "tracking__trace": 2}
-    assert runner.here("traced", **over) == 0
-    files = sorted((runner.runs / "traced" / "traces").iterdir())
+    assert cold_runner.here("traced", **over) == 0
+    files = sorted((cold_runner.runs / "traced" / "traces").iterdir())
     assert [f.name for f in files] == [
         *("learner-0-rank-0.json.gz", "learner-0-rank-1.json.gz"),
         *("sampler-0.json.gz", "sampler-1.json.gz", "scorer-0.json.gz"),
@@ -22,7 +24,7 @@ def test_every_actor_writes_what_it_did_in_one_stage(runner: Runner, undisturbed
         assert "aten::convolution" in names and "aten::convolution_backward" in names
 
 
-def test_a_trace_changes_no_byte(runner: Runner, undisturbed: str) -> None:
-    assert runner.here("traced-alone", tracking__trace=1) == 0
-    assert runner.lora("traced-alone") == runner.lora(undisturbed)
-    assert not (runner.runs / undisturbed / "traces").exists()
+def test_a_trace_changes_no_byte(cold_runner: ColdRunner, undisturbed: str) -> None:
+    assert cold_runner.here("traced-alone", tracking__trace=1) == 0
+    assert cold_runner.lora("traced-alone") == cold_runner.lora(undisturbed)
+    assert not (cold_runner.runs / undisturbed / "traces").exists()

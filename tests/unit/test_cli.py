@@ -33,19 +33,13 @@ def test_it_names_its_commands(command, capsys, words):
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_command_has_help(command, capsys, name):
+def test_help_explains_every_option_in_a_persons_words(command, capsys, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as end:
         command(*name.split(), "--help")
     assert end.value.code == 0
-    assert "--help" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", cli.COMMANDS)
-def test_help_explains_every_option_in_a_persons_words(command, capsys, monkeypatch, name):
-    monkeypatch.setenv("COLUMNS", "100")
-    with pytest.raises(SystemExit):
-        command(*name.split(), "--help")
     shown = capsys.readouterr().out
+    assert "--help" in shown
     for word in ("None", "null", "==SUPPRESS==", "tuple[", "dict[", "JSON string", "(default: ())"):
         assert word not in shown
     options = shown.split("options:", 1)[1].split("fields of the configuration:")[0]
@@ -65,10 +59,10 @@ def test_listing_the_commands_imports_nothing_heavy():
     assert not any(f"'{name}'" in shown.stdout for name in ("torch", "ray", "pydantic", "numpy"))
 
 
-@pytest.mark.parametrize("words", [("train",), ("shapes",), ("shapes", "bake")])
+@pytest.mark.parametrize("words", [("train",), ("shapes",), ("shapes", "build")])
 def test_an_unknown_command_is_named(command, capsys, words):
     assert command(*words) == EXIT_CONFIG
-    assert f"no command {' '.join(words)!r}" in capsys.readouterr().err
+    assert f"no command {words[0]!r}" in capsys.readouterr().err
 
 
 def test_run_gets_the_rest(command, capsys):

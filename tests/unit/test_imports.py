@@ -14,7 +14,7 @@ import torch
 from b2ray import rewards
 from b2ray.actors.learner import Learner
 from b2ray.actors.sampler import Sampler
-from b2ray.imports import uncollected
+from b2ray.imports import gc_paused
 from tests.models import PROMPTS, config
 
 
@@ -31,7 +31,7 @@ class Ring:
 
 
 def test_nothing_is_collected_inside_and_what_is_there_is_left_alone_afterwards() -> None:
-    with uncollected():
+    with gc_paused():
         assert not gc.isenabled()
         kept = weakref.ref(Ring())
     assert gc.isenabled() and gc.get_freeze_count() > 0
@@ -43,14 +43,14 @@ def test_nothing_is_collected_inside_and_what_is_there_is_left_alone_afterwards(
 
 
 def test_it_goes_on_after_an_import_that_fails() -> None:
-    with pytest.raises(ImportError), uncollected():
+    with pytest.raises(ImportError), gc_paused():
         import b2ray.no_such_module  # noqa: F401
     assert gc.isenabled()
 
 
 def test_a_process_that_does_not_collect_stays_so() -> None:
     gc.disable()
-    with uncollected():
+    with gc_paused():
         pass
     assert not gc.isenabled()
 
@@ -67,7 +67,7 @@ def test_actors_import_so(models: Path, monkeypatch: pytest.MonkeyPatch) -> None
         return inside
 
     for where in ("actors.sampler", "actors.learner", "actors.worker", "rewards"):
-        monkeypatch.setattr(f"b2ray.{where}.uncollected", watched(where))
+        monkeypatch.setattr(f"b2ray.{where}.gc_paused", watched(where))
     small = config(models)
     Sampler().load(small, PROMPTS)
     Learner().load(small, PROMPTS)

@@ -1,7 +1,7 @@
 """Model families: what differs between Stable Diffusion 1.x and 2.x, and XL.
 
-A family is a module with the four names of `Family`. To add one, write its module and enter the
-class of its pipelines here; docs/models.md says what else there is to know.
+A family is a module with the four names of `Family`. To add a family, write its module and enter
+the class of its pipelines in `FAMILIES`; docs/howto/models.md describes the rest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import torch
 
-# The class that a pipeline's model_index.json names -> the module of its family.
+# The pipeline's class, as its model_index.json names it -> the module of its family.
 FAMILIES = {
     "StableDiffusionPipeline": "b2ray.diffusion.families.stable_diffusion",
     "StableDiffusionXLPipeline": "b2ray.diffusion.families.stable_diffusion_xl",
@@ -22,11 +22,11 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Condition:
-    """What the UNet is told of one prompt.
+    """The UNet's inputs that depend on the prompt, for one prompt.
 
     Attributes:
-        text: hidden states for its cross-attention, shape (L, D).
-        added: rows of its `added_cond_kwargs` by name, each without the batch dimension.
+        text: hidden states of the prompt for the UNet's cross-attention, shape (L, D).
+        added: tensors for the UNet's `added_cond_kwargs` by name, without the batch dimension.
     """
 
     text: torch.Tensor
@@ -37,18 +37,28 @@ class Family(Protocol):
     """The interface of a family's module."""
 
     TOKENIZERS: tuple[str, ...]
-    """Attributes of the pipeline: its tokenizers."""
+    """Names of the pipeline's attributes that hold its tokenizers."""
     ENCODERS: tuple[str, ...]
-    """Attributes of the pipeline: its text encoders."""
+    """Names of the pipeline's attributes that hold its text encoders."""
     MARK: str
-    """A tensor that checkpoints of this family have in a single file, and others have not."""
+    """Name of a tensor that single-file checkpoints of this family have and all others lack."""
 
     def encode(self, pipeline: Any, prompt: str | None, height: int, width: int) -> Condition:
-        """The condition of a prompt, or of none (the unconditional half of guidance), on the text
-        encoder's device, for pictures of height × width pixels."""
+        """Encode a prompt on the device of the text encoder.
+
+        Args:
+            pipeline: a diffusers pipeline of this family.
+            prompt: the prompt, or None for the unconditional half of guidance.
+            height: height of the picture in pixels.
+            width: width of the picture in pixels.
+        """
         ...
 
 
 def family(pipeline_class: str) -> Family:
-    """The family of a pipeline class. Raises KeyError for a class that no family has."""
+    """The family of a pipeline class, given by its name.
+
+    Raises:
+        KeyError: no family has this class.
+    """
     return importlib.import_module(FAMILIES[pipeline_class])

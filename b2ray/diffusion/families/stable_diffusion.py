@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: one CLIP text encoder, its last hidden states."""
+"""Stable Diffusion 1.x and 2.x: the last hidden states of one CLIP text encoder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ MARK = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.w
 
 
 def encode(pipeline: Any, prompt: str | None, height: int, width: int) -> Condition:
-    """As `b2ray.diffusion.families.Family.encode`; no prompt is the empty one."""
+    """Encode a prompt as `b2ray.diffusion.families.Family.encode` describes.
+
+    None is encoded as the empty prompt.
+    """
     encoder = pipeline.text_encoder
     ids = token_ids(pipeline.tokenizer, prompt or "").to(encoder.device)
     return Condition(encoder(ids)[0][0], {})

@@ -1,7 +1,8 @@
 """Stable Diffusion XL: two text encoders, and picture sizes as added conditions.
 
-The text is the penultimate hidden states of both encoders side by side; the pooled projection of
-the second and six sizes in pixels go in with the timestep (arXiv 2307.01952, section 2).
+The text condition is the concatenation of both encoders' penultimate hidden states. The pooled
+projection of the second encoder and six sizes in pixels are embedded together with the timestep
+(arXiv 2307.01952, section 2).
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ MARK = "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weigh
 
 
 def encode(pipeline: Any, prompt: str | None, height: int, width: int) -> Condition:
-    """As `b2ray.diffusion.families.Family.encode`.
+    """Encode a prompt as `b2ray.diffusion.families.Family.encode` describes.
 
-    No prompt is all zeros if the pipeline is made so (`force_zeros_for_empty_prompt`), else the
-    empty prompt. Pictures are said to be uncropped and of their own size.
+    None becomes zeros if the pipeline is configured with `force_zeros_for_empty_prompt`, and the
+    empty prompt otherwise. The sizes describe an uncropped picture at its original size.
     """
     hidden = []
     for tokenizer, encoder in (
@@ -35,5 +36,6 @@ def encode(pipeline: Any, prompt: str | None, height: int, width: int) -> Condit
     text, pooled = torch.cat(hidden, dim=-1), output.text_embeds[0]
     if prompt is None and pipeline.config.force_zeros_for_empty_prompt:
         text, pooled = torch.zeros_like(text), torch.zeros_like(pooled)
+    # Original size, position of the crop, target size.
     sizes = torch.tensor([height, width, 0, 0, height, width], dtype=text.dtype, device=text.device)
     return Condition(text, {"text_embeds": pooled, "time_ids": sizes})

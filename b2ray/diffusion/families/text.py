@@ -1,4 +1,4 @@
-"""Tokens of a prompt, as all families want them."""
+"""Tokenization of prompts, which all families share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def token_ids(tokenizer: Any, prompt: str) -> torch.Tensor:
-    """Padded and cut off at the tokenizer's limit, int64, shape (1, L)."""
+    """Token ids of a prompt, padded or cut off at the tokenizer's limit, int64, shape (1, L)."""
     tokens = tokenizer(
         prompt,
         padding="max_length",

@@ -1,4 +1,4 @@
-"""The sampler's small pictures of the first groups, without Ray."""
+"""The sampler's thumbnails of the first groups, without Ray."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import torch
 from PIL import Image
 
 from b2ray.actors.sampler import Sampler
-from b2ray.branching import Group, WorkUnit
+from b2ray.algorithm.branching import Group, WorkUnit
 from b2ray.diffusion.noise import Domain
+from b2ray.diffusion.pictures import FORK
 from b2ray.diffusion.trajectory import from_wire
-from b2ray.trees import FORK
 from tests.models import PROMPTS, config
 
 BRANCHES = 3
-UNIT = WorkUnit(0, Domain.TRAIN, 0, 0, 0, tuple(Group(i, p) for i, p in enumerate(PROMPTS)), 3, 2)
+GROUPS = tuple(Group(i, p) for i, p in enumerate(PROMPTS))
+UNIT = WorkUnit(0, Domain.TRAIN, 0, 0, branches=3, fork=2, groups=GROUPS)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,8 @@ def test_leaves_are_the_pictures_and_the_fork_is_what_the_model_foresees(
 ):
     decoded, true = [], sampler.policy.decode
     monkeypatch.setattr(sampler.policy, "decode", lambda x: decoded.append(x) or true(x))
-    receipt, pictures, *_ = sampler.denoise_branches(UNIT, prefix, 0, 9, True, True, 2)
-    small = receipt.values["small"]
+    answer, pictures, *_ = sampler.denoise_branches(UNIT, prefix, 0, 9, True, True, 2)
+    small = answer.thumbnails
     assert set(small) == {(g, k) for g in (0, 1) for k in (FORK, 0, 1, 2)}
     for g in (0, 1):
         for k in range(BRANCHES):
@@ -64,15 +65,15 @@ def test_leaves_are_the_pictures_and_the_fork_is_what_the_model_foresees(
     [(0, 2, {(0, FORK), (0, 0), (0, 1)}), (2, 4, {(0, 2), (1, FORK), (1, 0)}), (6, 9, set())],
 )
 def test_a_part_of_the_leaves_has_its_part_of_the_pictures(sampler, prefix, low, high, kept):
-    receipt, *_ = sampler.denoise_branches(UNIT, prefix, low, high, True, True, 2)
-    assert set(receipt.values["small"]) == kept
+    answer, *_ = sampler.denoise_branches(UNIT, prefix, low, high, True, True, 2)
+    assert set(answer.thumbnails) == kept
 
 
 def test_small_pictures_cost_no_evaluation_and_change_nothing(sampler, prefix):
     plain, pictures, *leaves = sampler.denoise_branches(UNIT, prefix, 0, 9, True)
-    receipt, same, *others = sampler.denoise_branches(UNIT, prefix, 0, 9, True, True, 3)
-    assert "small" not in plain.values
-    assert receipt.unet_evals == plain.unet_evals == 9 * 2
+    answer, same, *others = sampler.denoise_branches(UNIT, prefix, 0, 9, True, True, 3)
+    assert plain.thumbnails == {}
+    assert answer.receipt.unet_evals == plain.receipt.unet_evals == 9 * 2
     np.testing.assert_array_equal(same, pictures)
     for a, b in zip(leaves, others, strict=True):
         assert a.latents.tobytes() == b.latents.tobytes()

@@ -7,14 +7,14 @@ import os
 import pytest
 from ray.exceptions import ObjectLostError, OwnerDiedError
 
-from b2ray.actors.worker import Worker, guarded
+from b2ray.actors.worker import Worker, remote_method
 from b2ray.errors import ConfigError, RankLost, WorkerError
 
 
 class Failing(Worker):
     role = "failing"
 
-    @guarded("failing")
+    @remote_method("failing")
     def fail(self, error: Exception) -> None:
         raise error
 

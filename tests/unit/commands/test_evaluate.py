@@ -11,7 +11,7 @@ from rich.console import Console
 from b2ray.commands.candidates import candidates
 from b2ray.commands.evaluate import _hacking, _table, main, make_parser
 from b2ray.errors import EXIT_CONFIG, ConfigError
-from b2ray.evaluation import Evaluated
+from b2ray.evaluation.evaluate import Evaluation
 from tests.models import PROMPTS
 
 
@@ -174,8 +174,8 @@ def test_a_reward_that_is_hacked_is_noted(find):
     given, setting = find("done", f"--evaluation.heldout_rewards={held}")
     rise = np.linspace(0.5, 1.5, 8)
 
-    def evaluated(reward: np.ndarray, size: np.ndarray) -> Evaluated:
-        return Evaluated({"reward": reward, "size": size}, [*"aabbccdd"], None, [], {})
+    def evaluated(reward: np.ndarray, size: np.ndarray) -> Evaluation:
+        return Evaluation({"reward": reward, "size": size}, [*"aabbccdd"], None, [], {})
 
     zero = np.zeros(8)
     (note,) = _hacking(given, setting, {"train": [evaluated(zero, zero), evaluated(rise, -rise)]})

@@ -34,7 +34,10 @@ def test_what_cannot_be_done_is_a_sentence(folder, tmp_path, capsys):
     cases = {
         ("none", f"--runs={tmp_path}"): "there is no run 'none'",
         (str(folder.path), f"--output={tmp_path}"): "is a folder: give the file's name, too",
-        (str(folder.path), f"--output={tmp_path}/no/a.html"): "a file cannot be used",
+        (
+            str(folder.path),
+            f"--output={tmp_path}/no/a.html",
+        ): "cannot be used: No such file",
     }
     for words, said in cases.items():
         assert main(words) == EXIT_CONFIG

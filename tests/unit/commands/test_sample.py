@@ -117,7 +117,7 @@ def test_a_place_that_cannot_be_is_a_sentence(sample, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     words = ("--prompt=x", "--count=1", "--steps=2", f"--output={tmp_path / 'file' / 'x'}")
     assert sample("done", *words) == EXIT_CONFIG
-    assert "b2ray: a file cannot be used: [Errno" in capsys.readouterr().err
+    assert "cannot be used: Not a directory" in capsys.readouterr().err
 
 
 def test_a_lora_that_does_not_fit_is_a_sentence(runs, models, tmp_path, capsys):

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 import b2ray
-from b2ray.options import parse
-from b2ray.tracking.mlflow_log import FINISH_WITHIN
+from b2ray.config.load import parse
+from b2ray.tracking.mlflow.log import FINISH_WITHIN
 from tests.unit.deploy.manifests import (
     DEPLOY,
     ROOT,
@@ -95,7 +95,9 @@ def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
     return [*pod["containers"], *pod.get("initContainers", [])]
 
 
-@pytest.mark.parametrize("page", ["docs/kubernetes.md", "docs/security.md", "deploy/README.md"])
+@pytest.mark.parametrize(
+    "page", ["docs/howto/cluster.md", "docs/explanation/security.md", "deploy/README.md"]
+)
 def test_what_the_guides_name_exists(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     named = set(re.findall(r"\b(?:deploy|docs|tests/unit)/[\w./-]*\w", text))

@@ -47,9 +47,11 @@ def test_every_step_keeps_the_marginals(eta):
     i, shape = torch.arange(10), (10, 4, 64, 64)
     x0 = torch.full(shape, 1.5)
     x = schedule.noised(i, x0, randn(*shape))
-    following = schedule.draw(i, schedule.posterior(i, x, x0), randn(*shape, seed=1), torch.float32)
+    next_latents = schedule.draw(
+        i, schedule.posterior(i, x, x0), randn(*shape, seed=1), torch.float32
+    )
     for j in range(10):
-        for found, a in ((x[j], schedule.alpha[j]), (following[j], schedule.alpha_next[j])):
+        for found, a in ((x[j], schedule.alpha[j]), (next_latents[j], schedule.alpha_next[j])):
             spread = float((1 - a).sqrt())
             # 16 384 elements: the mean is known to 1/128 of the spread, the spread to 1/181.
             assert float(found.mean() - 1.5 * a.sqrt()) == pytest.approx(0, abs=4 * spread / 128)

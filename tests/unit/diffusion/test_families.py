@@ -39,13 +39,30 @@ def folders(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def policy(models, folders) -> Callable[..., Policy]:
+@pytest.fixture(scope="module")
+def new_policy(models, folders) -> Callable[..., Policy]:
+    """A policy of one's own; keywords are configuration."""
+
     def make(name: str, **over: object) -> Policy:
         over = {"sampling__steps": STEPS, "sampling__guidance": 3.0, **over}
         return Policy(config(models, model__path=folders(name), **over), CPU)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def policy(new_policy) -> Callable[..., Policy]:
+    """One policy for all tests that ask for the same settings: they leave it as it was."""
+    made: dict[str, Policy] = {}
+
+    def get(name: str, **over: object) -> Policy:
+        settings = {"sampling__eta": 1.0, "model__dtype": "float32", **over}
+        key = f"{name} {sorted(settings.items())}"
+        if key not in made:
+            made[key] = new_policy(name, **settings)
+        return made[key]
+
+    return get
 
 
 def start(policy: Policy, rows: int = 2) -> torch.Tensor:
@@ -60,21 +77,24 @@ def noise_of(seed: int, shape: torch.Size) -> Callable[[int], np.ndarray]:
 
 def diffusers_own(policy: Policy, x: torch.Tensor, eta: float, output: str, **more: object):
     """The pipeline's own call on the scheduler that b2ray samples with, adapters included."""
-    pipe = policy.pipeline
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    pipe, own = policy.pipeline, policy.pipeline.scheduler
+    pipe.scheduler = DDIMScheduler.from_config(own.config, clip_sample=False)
     height, width = policy.picture_size
-    return pipe(
-        PROMPTS[: len(x)],
-        num_inference_steps=STEPS,
-        guidance_scale=policy.guidance,
-        eta=eta,
-        latents=x,
-        height=height,
-        width=width,
-        generator=torch.Generator().manual_seed(1),
-        output_type=output,
-        **more,
-    ).images
+    try:
+        return pipe(
+            PROMPTS[: len(x)],
+            num_inference_steps=STEPS,
+            guidance_scale=policy.guidance,
+            eta=eta,
+            latents=x,
+            height=height,
+            width=width,
+            generator=torch.Generator().manual_seed(1),
+            output_type=output,
+            **more,
+        ).images
+    finally:
+        pipe.scheduler = own
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -91,9 +111,10 @@ def test_the_same_noise_gives_diffusers_own_picture(policy, name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_without_noise_the_same_seed_gives_diffusers_own_picture(policy, name):
+def test_without_noise_the_same_seed_gives_diffusers_own_picture(policy, monkeypatch, name):
     ours = policy(name)
-    ours.schedule = type(ours.schedule).from_config(ours.pipeline.scheduler.config, STEPS, 0.0)
+    still = type(ours.schedule).from_config(ours.pipeline.scheduler.config, STEPS, 0.0)
+    monkeypatch.setattr(ours, "schedule", still)
     x = start(ours)
     latents = ours.denoise(x, PROMPTS[:2], 0, STEPS, noise_of(1, x.shape)).latents[:, -1]
     torch.testing.assert_close(latents, diffusers_own(ours, x, 0.0, "latent"), rtol=1e-4, atol=1e-4)
@@ -140,8 +161,8 @@ def test_the_ratio_is_one_before_any_update_in_every_precision(policy, name, dty
     assert np.ptp(ours.decode(sampled.latents[:, -1])) > 0
 
 
-def test_a_decoder_that_overflows_in_half_precision_decodes_in_single(policy):
-    ours = policy("sd1", model__dtype="float16", model__vae_dtype="float16")
+def test_a_decoder_that_overflows_in_half_precision_decodes_in_single(new_policy):
+    ours = new_policy("sd1", model__dtype="float16", model__vae_dtype="float16")
     vae = ours.pipeline.vae
     x = start(ours).half()
     sound = ours.decode(x)
@@ -165,14 +186,14 @@ def test_a_decoder_that_overflows_in_half_precision_decodes_in_single(policy):
     ],
 )
 def test_the_decoder_is_single_where_the_model_says_that_half_overflows(
-    policy, folders, dtype, auto, found
+    new_policy, folders, dtype, auto, found
 ):
     folder = folders("sd1")
     file = folder / "vae" / "config.json"
     before = file.read_text()
     file.write_text(json.dumps({**json.loads(before), "force_upcast": auto}))
     try:
-        assert policy("sd1", model__dtype=dtype).pipeline.vae.dtype == found
+        assert new_policy("sd1", model__dtype=dtype).pipeline.vae.dtype == found
     finally:
         file.write_text(before)
 
@@ -180,6 +201,7 @@ def test_the_decoder_is_single_where_the_model_says_that_half_overflows(
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
 def test_the_reference_is_the_base_model(policy, name):
     ours = policy(name)
+    first = ours.lora_state()
     i, x = torch.tensor([1, 3]), start(ours)
     with torch.no_grad():
         base = ours.predict(i, x, PROMPTS[:2])
@@ -188,6 +210,7 @@ def test_the_reference_is_the_base_model(policy, name):
         with ours.reference():
             reference = ours.predict(i, x, PROMPTS[:2])
         again = ours.predict(i, x, PROMPTS[:2])
+    ours.bind(first)
     assert torch.equal(reference, base)
     assert (moved - base).abs().max() > 1e-3
     assert torch.equal(again, moved)
@@ -200,10 +223,7 @@ def test_options_that_save_memory_change_no_gradient(policy, name):
         x = start(ours)
         i = torch.tensor([1, 3])
         ours.log_prob(i, x, x * 0.9, PROMPTS[:2]).sum().backward()
-        grads = [
-            p.grad.flatten() for n, p in ours.pipeline.unet.named_parameters() if p.grad is not None
-        ]
-        return torch.cat(grads)
+        return gradient_of(ours)
 
     plain = gradient()
     saving = gradient(model__gradient_checkpointing=True, model__offload=True)
@@ -211,6 +231,15 @@ def test_options_that_save_memory_change_no_gradient(policy, name):
     torch.testing.assert_close(saving, plain)
     ordered = gradient(model__channels_last=True)
     torch.testing.assert_close(ordered, plain, rtol=1e-3, atol=1e-5)
+
+
+def gradient_of(policy: Policy) -> torch.Tensor:
+    """The gradient that was computed, as one vector; it is cleared."""
+    learning = [p for p in policy.pipeline.unet.parameters() if p.grad is not None]
+    gradient = torch.cat([p.grad.flatten() for p in learning])
+    for parameter in learning:
+        parameter.grad = None
+    return gradient
 
 
 def test_slices_and_tiles_decode_to_the_same_pictures(policy):
@@ -279,8 +308,7 @@ def test_a_compiled_model_predicts_and_learns_the_same(policy):
     gradients = []
     for ours in (plain, compiled):
         ours.log_prob(i, x, x * 0.9, PROMPTS[:2]).sum().backward()
-        learning = [p.grad.flatten() for p in ours.pipeline.unet.parameters() if p.requires_grad]
-        gradients.append(torch.cat(learning))
+        gradients.append(gradient_of(ours))
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
     assert compiled.lora_state().keys() == plain.lora_state().keys()
     with torch.no_grad(), compiled.reference():

@@ -209,36 +209,36 @@ def test_the_file_loads_in_plain_diffusers_with_the_same_output(models, tmp_path
     torch.testing.assert_close(output(plain.unet), output(ours), rtol=1e-5, atol=1e-5)
 
 
-# --- folded: one weight, base + adapter ------------------------------------------------------
+# --- merged: one weight, base + adapter ------------------------------------------------------
 
 
 @pytest.fixture
-def folded():
+def merged():
     """The same adapter as sums of outputs and as sums of weights, with values of its own; in
     double precision, so that only a wrong formula makes a difference."""
-    both = fresh().double(), fresh(SETTINGS.model_copy(update={"folded": True})).double()
+    both = fresh().double(), fresh(SETTINGS.model_copy(update={"merged": True})).double()
     for unet in both:
         lora.bind(unet, random_values(unet))
     return both
 
 
-def test_a_folded_adapter_computes_the_same(folded):
-    apart, together = folded
+def test_a_merged_adapter_computes_the_same(merged):
+    apart, together = merged
     expected, found = output(apart, torch.float64), output(together, torch.float64)
     assert (expected - output(pipeline().unet.double(), torch.float64)).abs().max() > 0.01
-    assert not torch.equal(expected, found), "it is not folded"
+    assert not torch.equal(expected, found), "it is not merged"
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_a_folded_adapter_learns_the_same(folded):
-    expected, found = map(gradients, folded)
+def test_a_merged_adapter_learns_the_same(merged):
+    expected, found = map(gradients, merged)
     for name, gradient in expected.items():
         assert gradient.abs().max() > 0
         torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-9)
 
 
-def test_a_folded_adapter_can_be_switched_off(folded):
-    _, unet = folded
+def test_a_merged_adapter_can_be_switched_off(merged):
+    _, unet = merged
     base = output(pipeline().unet.double(), torch.float64)
     unet.disable_adapters()
     assert torch.equal(output(unet, torch.float64), base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -55,12 +56,16 @@ def compare_with_diffusers(config: dict, steps: int, eta: float, seed: int = 0) 
         )
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("to_one", [True, False])
-def test_a_step_is_diffusers_own(prediction, spacing, to_one):
-    config = {**SD, "prediction_type": prediction, "timestep_spacing": spacing}
-    compare_with_diffusers({**config, "set_alpha_to_one": to_one}, steps=20, eta=1.0)
+def test_a_step_is_diffusers_own(subtests):
+    choices = {
+        "prediction_type": ["epsilon", "v_prediction", "sample"],
+        "timestep_spacing": ["leading", "trailing", "linspace"],
+        "set_alpha_to_one": [True, False],
+    }
+    for values in product(*choices.values()):
+        config = dict(zip(choices, values, strict=True))
+        with subtests.test(**config):
+            compare_with_diffusers({**SD, **config}, steps=20, eta=1.0)
 
 
 @settings(max_examples=40, deadline=None)
@@ -94,7 +99,12 @@ def test_a_schedule_of_zero_terminal_snr_with_v_prediction(spacing):
         "timestep_spacing": spacing,
         "rescale_betas_zero_snr": True,
     }
-    compare_with_diffusers(config, steps=20, eta=1.0)
+    # On some processors diffusers' own step is NaN at eta 1: the root of a rounding error below
+    # zero.
+    compare_with_diffusers(config, steps=20, eta=0.999)
+    x, output, noise = draws(0, 20)
+    samples, _ = Schedule.from_config(config, 20, 1.0).step(torch.arange(20), x, output, noise)
+    assert samples.isfinite().all()
 
 
 def test_eta_zero_takes_no_noise_and_trains_nothing():
@@ -110,19 +120,19 @@ def test_eta_zero_takes_no_noise_and_trains_nothing():
 # --- densities -------------------------------------------------------------------------------
 
 
-def normal_log_prob(schedule: Schedule, i, x, output, following) -> torch.Tensor:
+def normal_log_prob(schedule: Schedule, i, x, output, next_latents) -> torch.Tensor:
     mean, sigma = schedule.mean(i, x, output), schedule.sigma[i][:, None, None, None]
-    return torch.distributions.Normal(mean, sigma).log_prob(following.float()).mean((1, 2, 3))
+    return torch.distributions.Normal(mean, sigma).log_prob(next_latents.float()).mean((1, 2, 3))
 
 
 def test_the_density_is_the_mean_of_the_elements_normal_densities():
     schedule = Schedule.from_config(SD, 20, 1.0)
     i = torch.arange(20)
     x, output, noise = draws(1, 20)
-    following, log_prob = schedule.step(i, x, output, noise)
-    expected = normal_log_prob(schedule, i, x, output, following)
+    next_latents, log_prob = schedule.step(i, x, output, noise)
+    expected = normal_log_prob(schedule, i, x, output, next_latents)
     torch.testing.assert_close(log_prob, expected, rtol=1e-5, atol=1e-5)
-    elsewhere = following + 0.01
+    elsewhere = next_latents + 0.01
     found = schedule.log_prob(i, x, output, elsewhere)
     expected = normal_log_prob(schedule, i, x, output, elsewhere)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -132,11 +142,11 @@ def test_mixed_timesteps_in_one_batch_are_each_step_alone():
     schedule = Schedule.from_config(SD, 20, 1.0)
     i = torch.tensor([19, 0, 7, 7, 3])
     x, output, noise = draws(2, 5)
-    following, log_prob = schedule.step(i, x, output, noise)
+    next_latents, log_prob = schedule.step(i, x, output, noise)
     for row in range(5):
         one = slice(row, row + 1)
         alone, density = schedule.step(i[one], x[one], output[one], noise[one])
-        assert torch.equal(alone, following[one])
+        assert torch.equal(alone, next_latents[one])
         assert torch.equal(density, log_prob[one])
 
 
@@ -146,20 +156,20 @@ def test_a_stored_sample_scores_exactly_as_it_was_sampled(dtype):  # defect 6
     i = torch.arange(20)
     x, output, noise = draws(3, 20)
     x = x.to(dtype)
-    following, log_prob = schedule.step(i, x, output, noise)
-    assert following.dtype == dtype
+    next_latents, log_prob = schedule.step(i, x, output, noise)
+    assert next_latents.dtype == dtype
     assert log_prob.dtype == torch.float32
-    assert torch.equal(schedule.log_prob(i, x, output, following), log_prob)
+    assert torch.equal(schedule.log_prob(i, x, output, next_latents), log_prob)
 
 
 def test_the_density_has_the_gradient_of_a_normal():
     schedule = Schedule.from_config(SD, 20, 1.0)
     i = torch.arange(20)
     x, output, noise = draws(4, 20)
-    following, _ = schedule.step(i, x, output, noise)
+    next_latents, _ = schedule.step(i, x, output, noise)
     ours, theirs = (output.clone().requires_grad_() for _ in range(2))
-    schedule.log_prob(i, x, ours, following).sum().backward()
-    normal_log_prob(schedule, i, x, theirs, following).sum().backward()
+    schedule.log_prob(i, x, ours, next_latents).sum().backward()
+    normal_log_prob(schedule, i, x, theirs, next_latents).sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
 
 
@@ -175,11 +185,11 @@ def test_a_last_step_onto_the_image_is_sampled_but_not_trained():
     assert schedule.trainable == (True,) * 19 + (False,)
     i = torch.tensor([19])
     x, output, noise = draws(5, 1)
-    following, log_prob = schedule.step(i, x, output, noise)
-    torch.testing.assert_close(following, schedule.predicted_image(i, x, output)[0])
+    next_latents, log_prob = schedule.step(i, x, output, noise)
+    torch.testing.assert_close(next_latents, schedule.predicted_image(i, x, output)[0])
     assert log_prob.tolist() == [0.0]
     guess = output.clone().requires_grad_()
-    schedule.log_prob(i, x, guess, following + 1).sum().backward()
+    schedule.log_prob(i, x, guess, next_latents + 1).sum().backward()
     assert torch.equal(guess.grad, torch.zeros_like(guess))
 
 
@@ -201,8 +211,8 @@ def test_a_sigma_below_the_limit_is_sampled_but_not_trained():
     assert not schedule.trainable[-1]
     i = torch.tensor([19])
     x, output, noise = draws(6, 1)
-    following, log_prob = schedule.step(i, x, output, noise)
-    assert not torch.equal(following, schedule.mean(i, x, output))
+    next_latents, log_prob = schedule.step(i, x, output, noise)
+    assert not torch.equal(next_latents, schedule.mean(i, x, output))
     assert log_prob.tolist() == [0.0]
 
 
@@ -210,8 +220,8 @@ def test_densities_are_finite_on_every_schedule():
     for to_one in (True, False):
         schedule = Schedule.from_config({**SD, "set_alpha_to_one": to_one}, 50, 1.0)
         x, output, noise = draws(7, 50)
-        following, log_prob = schedule.step(torch.arange(50), x, output, noise)
-        assert following.isfinite().all()
+        next_latents, log_prob = schedule.step(torch.arange(50), x, output, noise)
+        assert next_latents.isfinite().all()
         assert log_prob.isfinite().all()
 
 

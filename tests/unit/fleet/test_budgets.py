@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from b2ray.actors.messages import Request
 from b2ray.config import Fleet
 from b2ray.errors import WorkerError
 from b2ray.fleet import budgets as module
@@ -34,7 +35,7 @@ def failure(cause: str) -> Failure:
 
 
 def call(doing: str = "denoising unit 3") -> Call:
-    return Call("sampler", "denoise_prefix", (), 1, doing)
+    return Call("sampler", [Request("denoise_prefix", ())], doing)
 
 
 def test_deaths_in_a_row_end_with_the_first_cause(clock):

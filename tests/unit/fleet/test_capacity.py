@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import pytest
 
-from b2ray.fleet.capacity import Need, needs, room_for, samplers_each, shortage, side_by_side
-from b2ray.fleet.nodes import Room
+from b2ray.fleet.capacity import (
+    ResourceRequest,
+    most_of_each,
+    room_for,
+    shortage,
+    side_by_side,
+)
+from b2ray.fleet.nodes import NodeResources
+from b2ray.rollout.roles import resource_requests
 from tests.models import config
 
 
-def need(role: str, least: int = 1, most: int | None = 1, gpus: float = 0.0, **over) -> Need:
-    return Need(role, f"fleet.{role}s", least, most, over.pop("cpus", 0.5), gpus, {}, **over)
+def need(
+    role: str, least: int = 1, most: int | None = 1, gpus: float = 0.0, **over
+) -> ResourceRequest:
+    return ResourceRequest(
+        role, f"fleet.{role}s", least, most, over.pop("cpus", 0.5), gpus, {}, **over
+    )
 
 
-def rooms(*gpus: float) -> list[Room]:
-    return [Room(f"node{i}", f"host{i}", 4.0, g) for i, g in enumerate(gpus)]
+def rooms(*gpus: float) -> list[NodeResources]:
+    return [NodeResources(f"node{i}", f"host{i}", 4.0, g) for i, g in enumerate(gpus)]
 
 
 def test_what_fits_has_no_shortage():
@@ -58,7 +69,7 @@ def test_cpus_bound_elastic_samplers_too():
     assert room_for(sampler, [need("learner", cpus=1), sampler], rooms(0)) == 2
 
 
-def run(most: int | None, gpus: float = 1.0) -> list[Need]:
+def run(most: int | None, gpus: float = 1.0) -> list[ResourceRequest]:
     return [need("learner", gpus=gpus), need("sampler", 1, most, gpus=gpus)]
 
 
@@ -74,11 +85,11 @@ def test_runs_side_by_side_have_all_that_they_ask_for(most, gpus, expected):
     [(3, (8,), 3), (3, (6,), 2), (None, (8,), 3), (None, (4,), 1), (5, (3,), None)],
 )
 def test_samplers_are_shared_out_so_that_nobody_waits(most, gpus, expected):
-    assert samplers_each([run(most)] * 2, rooms(*gpus)) == expected
+    assert most_of_each("sampler", [run(most)] * 2, rooms(*gpus)) == expected
 
 
 def test_what_only_evaluates_asks_for_no_learner(models):
     found = config(models, fleet__samplers__max=3)
-    whole, without = needs(found), needs(found, trains=False)
+    whole, without = resource_requests(found), resource_requests(found, trains=False)
     assert [n.role for n in whole] == ["learner", "sampler", "scorer"]
     assert without == whole[1:]

@@ -32,7 +32,7 @@ def value(seen, name: str, **tags: str) -> float:
 
 
 def test_a_stage_and_a_look_at_the_fleet_set_every_gauge(seen):
-    gauges = Gauges("mine")
+    gauges = Gauges("mine", timed=["scorer"])
     gauges.phase("learning")
     figures = {"fleet/lag": 1.0, "throughput/images_per_second": 7.5, "reward/mean": -0.2}
     gauges.stage(4, figures)
@@ -48,7 +48,7 @@ def test_a_stage_and_a_look_at_the_fleet_set_every_gauge(seen):
         replaced=Counter(sampler=3),
     )
     plans = [SimpleNamespace(held=100), SimpleNamespace(held=20), SimpleNamespace()]
-    gauges.watch(SimpleNamespace(roster=roster, seconds={"scorer": 0.5}, idle=2.0, plans=plans))
+    gauges.update(SimpleNamespace(roster=roster, seconds={"scorer": 0.5}, idle=2.0, plans=plans))
     assert {name for name, _ in seen} == set(NAMES)
     assert [value(seen, "b2ray_phase", phase=p) for p in PHASES] == [0, 0, 1, 0, 0]
     assert value(seen, "b2ray_slots", role="sampler", state="ready") == 2

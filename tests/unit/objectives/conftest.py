@@ -18,7 +18,7 @@ PROMPTS_7 = [*PROMPTS, *PROMPTS, PROMPTS[0]]
 ADVANTAGES_7 = [1.0, -0.5, 2.0, -1.5, 0.3, -0.7, 0.9]
 # One kernel shape for sampling and learning is not wanted here: drift is tested by itself.
 ANY_DRIFT = {"learner__max_ratio_drift": 1e9}
-ONE_STEP = {"learner__passes": 1, "learner__batch": "all", "learner__max_grad_norm": 1e9}
+ONE_STEP = {"learner__inner_epochs": 1, "learner__batch": "all", "learner__max_grad_norm": 1e9}
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def batches(
 
 @pytest.mark.parametrize(("batch", "sizes"), [(2, [2] * 3), (3, [4, 2]), (6, [6]), ("all", [6])])
 def test_every_batch_is_half_demonstrations(updater, halves, monkeypatch, batch, sizes):
-    learner = updater(**SHOWN, learner__batch=batch, learner__passes=2)
+    learner = updater(**SHOWN, learner__batch=batch, learner__inner_epochs=2)
     found = batches(learner, halves, monkeypatch)
     assert [len(b) for b in found] == sizes * 2
     for b in found:
@@ -73,7 +73,7 @@ def test_every_batch_is_half_demonstrations(updater, halves, monkeypatch, batch,
 def test_so_is_every_ranks_share(updater, halves, monkeypatch):
     shares = []
     for rank in range(2):
-        learner = updater(**SHOWN, learner__batch=6, learner__passes=1)
+        learner = updater(**SHOWN, learner__batch=6, learner__inner_epochs=1)
         learner.ranks = ShareOf(rank, 2)
         shares += batches(learner, halves, monkeypatch)
     assert sorted(len(s) for s in shares) == [2, 4]
@@ -83,7 +83,11 @@ def test_so_is_every_ranks_share(updater, halves, monkeypatch):
 
 def test_demonstrations_become_likelier_than_the_own(updater, halves):
     learner = updater(
-        **SHOWN, learner__batch=6, learner__passes=2, learner__lr=1e-4, objective__clip_nats=1e6
+        **SHOWN,
+        learner__batch=6,
+        learner__inner_epochs=2,
+        learner__lr=1e-4,
+        objective__clip_nats=1e6,
     )
 
     def gap() -> float:
@@ -95,10 +99,11 @@ def test_demonstrations_become_likelier_than_the_own(updater, halves):
 
 
 def likelihood(learner: Updater, selected: Sequence[Selected]) -> float:
-    micros = learner._microbatches(learner._whole(selected))
+    microbatches = learner._microbatches(learner._all_steps(selected))
     policy = learner.policy
     return sum(
-        float(policy.log_prob(m.step, m.x, m.following, m.prompts).detach().sum()) for m in micros
+        float(policy.log_prob(m.step, m.x, m.next_latents, m.prompts).detach().sum())
+        for m in microbatches
     )
 
 

@@ -67,7 +67,7 @@ def test_recomputed_densities_make_the_stored_ones_irrelevant(updater, sampled, 
 
 def test_recomputed_densities_are_those_before_the_first_update(updater, selected):
     # In float32 at one shape they equal the sampler's, and so must the result.
-    settings = {"learner__passes": 2, "learner__batch": 2, "objective__clip_nats": 0.05}
+    settings = {"learner__inner_epochs": 2, "learner__batch": 2, "objective__clip_nats": 0.05}
     ends = []
     for recompute in ("false", "true"):
         learner = updater(**settings, learner__recompute_log_probs=recompute)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from b2ray.config import Objective as Settings
+from b2ray.config import Objective
 from b2ray.diffusion.trajectory import from_wire
 from b2ray.objectives.densities import Densities
 from b2ray.objectives.dpo import dpo
@@ -19,7 +19,7 @@ from tests.unit.objectives.conftest import INTERVAL, ONE_STEP, PROMPTS_7, STEPS,
 PAIRS = {
     "objective__kind": "dpo",
     "selection__require_pair": True,
-    "learner__passes": 1,
+    "learner__inner_epochs": 1,
     "learner__max_grad_norm": 1e9,
 }
 
@@ -51,15 +51,15 @@ def test_the_policy_gradient_is_ppos_where_the_policy_has_not_moved():
     for loss in (policy_gradient, ppo_clip):
         log_prob = torch.tensor([-1.0, -2.0], dtype=torch.float64, requires_grad=True)
         rows = Densities(log_prob, log_prob.detach(), torch.tensor([1.5, -0.5]))
-        loss(rows, Settings(), 256)[0].sum().backward()
+        loss(rows, Objective(), 256)[0].sum().backward()
         found.append(log_prob.grad.tolist())
     assert found[0] == found[1] == [-1.5, 0.5]
 
 
 def test_it_is_never_clipped():
     rows = Densities(torch.tensor([9.0]), torch.tensor([-9.0]), torch.tensor([1.0]))
-    assert policy_gradient(rows, Settings(), 256)[1].tolist() == [False]
-    assert ppo_clip(rows, Settings(), 256)[1].tolist() == [True]
+    assert policy_gradient(rows, Objective(), 256)[1].tolist() == [False]
+    assert ppo_clip(rows, Objective(), 256)[1].tolist() == [True]
 
 
 def test_its_update_is_one_step_on_everything(updater, selected):
@@ -85,7 +85,7 @@ def test_dpo_by_hand(elements, beta):
     log_prob.requires_grad_()
     base = torch.full((2,), 7.0, dtype=torch.float64)
     rows = Densities(log_prob, base, torch.tensor([1.0, -1.0]), base)
-    loss, clipped = dpo(rows, Settings(kind="dpo", beta=beta), elements)
+    loss, clipped = dpo(rows, Objective(kind="dpo", beta=beta), elements)
     expected = math.log1p(math.exp(-2 * beta)) / (beta * elements)
     assert loss.tolist() == pytest.approx([expected] * 2)
     assert clipped.tolist() == [False, False]
@@ -98,7 +98,7 @@ def test_dpo_by_hand(elements, beta):
 def test_dpos_first_gradient_is_that_of_advantages_of_one():
     log_prob = torch.zeros(4, requires_grad=True)
     rows = Densities(log_prob, torch.zeros(4), torch.ones(4), torch.zeros(4))
-    dpo(rows, Settings(kind="dpo"), 256)[0].sum().backward()
+    dpo(rows, Objective(kind="dpo"), 256)[0].sum().backward()
     assert log_prob.grad.tolist() == [-1, 1, -1, 1]
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from b2ray.config import Objective as Settings
+from b2ray.config import Objective
 from b2ray.objectives.densities import Densities
 from b2ray.objectives.ppo import ppo_clip
 
@@ -18,7 +18,7 @@ def one(ratio: float, advantage: float, clip: float = 0.2) -> tuple[float, float
     old = torch.zeros(1, dtype=torch.float64)
     given = torch.tensor([advantage], dtype=torch.float64)
     rows = Densities(log_prob, old, given)
-    loss, clipped = ppo_clip(rows, Settings(clip_nats=clip), 1)
+    loss, clipped = ppo_clip(rows, Objective(clip_nats=clip), 1)
     loss.sum().backward()
     return loss.item(), log_prob.grad.item(), bool(clipped)
 
@@ -61,7 +61,7 @@ def test_rows_are_independent():
     log_prob = torch.tensor([0.5, -0.5, 0.0])
     advantage = torch.tensor([1.0, 1.0, -2.0])
     rows = Densities(log_prob, torch.zeros(3), advantage)
-    loss, clipped = ppo_clip(rows, Settings(clip_nats=0.2), 1)
+    loss, clipped = ppo_clip(rows, Objective(clip_nats=0.2), 1)
     assert loss.shape == clipped.shape == (3,)
     torch.testing.assert_close(loss, torch.tensor([-1.2, -math.exp(-0.5), 2.0]))
     assert clipped.tolist() == [True, False, False]
@@ -72,4 +72,4 @@ def test_the_range_is_nats_of_a_whole_step_on_a_latent_of_any_size(elements):
     """The same change of a step's joint likelihood is clipped, however many elements share it."""
     nats = torch.tensor([1.5, 1.7, -1.5, -1.8])
     rows = Densities(nats / elements, torch.zeros(4), torch.tensor([1.0, 1.0, -1.0, -1.0]))
-    assert ppo_clip(rows, Settings(clip_nats=1.6384), elements)[1].tolist() == [False, True] * 2
+    assert ppo_clip(rows, Objective(clip_nats=1.6384), elements)[1].tolist() == [False, True] * 2

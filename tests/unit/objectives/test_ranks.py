@@ -14,7 +14,7 @@ from b2ray.errors import RankLost
 from b2ray.objectives.ranks import Ranks
 from tests.processes import free_port, on_ranks
 
-SOON = 8.0  # seconds, the time-out where one is to be met
+SOON = 2.0  # seconds, the time-out where one is to be met
 
 
 def sums(ranks: Ranks) -> tuple[list[tuple[torch.dtype, list]], float, float, float]:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from b2ray.diffusion.trajectory import from_wire
-from b2ray.objectives.rows import rows_of
-from b2ray.objectives.steps import Drawn
+from b2ray.objectives.batch import batch_of
+from b2ray.objectives.steps import SampledSteps
 from tests.unit.objectives.conftest import INTERVAL, ONE_STEP, STEPS, gradients, seen_steps
 
 
@@ -78,8 +78,8 @@ def test_a_step_without_weight_is_left_out_unless_something_holds_it(updater, se
 
 
 def test_steps_can_be_weighed_by_how_far_they_move_the_latents(selected):
-    whole = Drawn.all_of(range(STEPS - INTERVAL, STEPS))
-    rows = rows_of([(s, whole) for s in selected[:2]], STEPS, None, torch.device("cpu"))
+    whole = SampledSteps.all_of(range(STEPS - INTERVAL, STEPS))
+    rows = batch_of([(s, whole) for s in selected[:2]], STEPS, None, torch.device("cpu"))
     for j, chosen in enumerate(selected[:2]):
         latents = from_wire(chosen.fetch().latents)
         moved = ((latents[1:] - latents[:-1]) ** 2).mean((1, 2, 3))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from b2ray.cost import plan_cost
-from b2ray.objectives.steps import Drawn, chances, draw, trained_steps
+from b2ray.algorithm.cost import plan_cost
+from b2ray.objectives.steps import SampledSteps, chances, draw, trained_steps
 from b2ray.objectives.update import Updater
 from tests.models import config
 from tests.unit.objectives.conftest import INTERVAL, ONE_STEP, STEPS, gradients
@@ -49,7 +49,7 @@ def test_a_draw_has_its_count_and_estimates_the_sum(count):
 
 
 def test_all_steps_are_all_steps():
-    assert draw([3, 4], [1.0, 0.0], 2, np.random.default_rng(0)) == Drawn.all_of([3, 4])
+    assert draw([3, 4], [1.0, 0.0], 2, np.random.default_rng(0)) == SampledSteps.all_of([3, 4])
 
 
 @pytest.mark.parametrize("kl_weight", [0.0, 0.5])
@@ -74,9 +74,9 @@ def test_the_mean_gradient_is_that_of_all_steps(updater, selected, kl_weight):
     assert off < 2 * size / 60**0.5
 
 
-def drawn(learner: Updater, selected, stage: int, epoch: int = 0) -> list[Drawn]:
-    visits = learner._visits(selected)
-    return [visit[0][1] for visit in learner._drawn(visits, stage, epoch)]
+def drawn(learner: Updater, selected, stage: int, epoch: int = 0) -> list[SampledSteps]:
+    units = learner._units(selected)
+    return [unit[0][1] for unit in learner._sample_steps(units, stage, epoch)]
 
 
 def test_a_draw_is_the_same_again_and_another_in_another_pass(updater, selected):
@@ -94,7 +94,7 @@ def test_both_leaves_of_a_pair_are_trained_on_the_same_steps(updater, selected):
         selection__require_pair=True,
     )
     assert pair[0].prompt == pair[1].prompt
-    ((best, worst),) = learner._drawn(learner._visits(pair), 0, 0)
+    ((best, worst),) = learner._sample_steps(learner._units(pair), 0, 0)
     assert best[1] == worst[1] and len(best[1].steps) == 1
 
 

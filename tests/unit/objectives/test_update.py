@@ -69,7 +69,7 @@ def test_the_gradient_is_that_of_the_mean_over_the_true_count(updater, selected,
 
 
 def test_every_trajectory_is_visited_once_a_pass_and_none_is_left_over(updater, selected):
-    learner, visits = updater(learner__passes=2, learner__batch=3), []
+    learner, visits = updater(learner__inner_epochs=2, learner__batch=3), []
     counted = [
         replace(s, fetch=lambda j=j, s=s: visits.append(j) or s.fetch())
         for j, s in enumerate(selected)
@@ -99,7 +99,7 @@ def test_figures_count_per_step(updater, selected):
 
 def test_good_trajectories_become_likelier_and_bad_ones_less_likely(updater, selected):
     learner = updater(
-        learner__lr=1e-4, learner__passes=2, learner__batch=7, **{"objective__clip_nats": 1e6}
+        learner__lr=1e-4, learner__inner_epochs=2, learner__batch=7, **{"objective__clip_nats": 1e6}
     )
 
     def gain() -> float:
@@ -203,7 +203,7 @@ def bad(selected: list[Selected]) -> list[Selected]:
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted(updater, selected, first_weights):
-    learner = updater(learner__passes=1, learner__batch=100)
+    learner = updater(learner__inner_epochs=1, learner__batch=100)
     figures = learner.update(0, bad(selected))
     assert (figures["policy/updates"], figures["policy/skipped_updates"]) == (0, 1)
     assert weights(learner) == digest(first_weights)
@@ -213,7 +213,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(updater, selected,
 
 
 def test_gradients_that_stay_not_finite_end_the_run(updater, selected, first_weights):
-    learner = updater(learner__passes=1, learner__batch=100)
+    learner = updater(learner__inner_epochs=1, learner__batch=100)
     for stage in range(MAX_SKIPPED - 1):
         learner.update(stage, bad(selected))
     with pytest.raises(ValueError, match=rf"not finite {MAX_SKIPPED} times in a row: lower"):
@@ -222,7 +222,7 @@ def test_gradients_that_stay_not_finite_end_the_run(updater, selected, first_wei
 
 
 def test_a_good_gradient_in_between_starts_the_count_again(updater, selected):
-    learner = updater(learner__passes=1, learner__batch=100)
+    learner = updater(learner__inner_epochs=1, learner__batch=100)
     for stage in range(2 * MAX_SKIPPED):
         learner.update(stage, bad(selected) if stage % 2 else selected)
         assert learner.skipped_in_a_row == stage % 2
@@ -278,10 +278,10 @@ def test_an_update_uses_its_stages_rate(updater, selected):
     assert moved(9) / moved(0) == pytest.approx(0.1, rel=0.05)  # Adam's first step is the rate
 
 
-def test_a_rehearsal_measures_the_drift_and_changes_nothing(updater, selected):
+def test_a_dry_run_measures_the_drift_and_changes_nothing(updater, selected):
     learner = updater(learner__microbatch=3)
     before = weights(learner)
-    drift = learner.rehearse(selected)
+    drift = learner.dry_run(selected)
     assert sorted(drift) == [1, 2, 3]
     assert all(0 <= v < 1e-4 for v in drift.values())
     off = [
@@ -289,7 +289,7 @@ def test_a_rehearsal_measures_the_drift_and_changes_nothing(updater, selected):
         for s in selected
     ]
     assert all(
-        v == pytest.approx(1 - np.exp(-0.5), rel=1e-3) for v in learner.rehearse(off).values()
+        v == pytest.approx(1 - np.exp(-0.5), rel=1e-3) for v in learner.dry_run(off).values()
     )
     assert weights(learner) == before and learner.optimizer_state() == {}
     assert all(p.grad is None for p in learner.parameters.values())
@@ -321,7 +321,7 @@ def test_the_divergence_is_that_of_two_normal_distributions(updater, selected):
 def test_the_divergence_alone_leads_back_to_the_base_model(updater, selected):
     still = [replace(s, advantage=0.0) for s in selected]
     over = {"objective__kl_weight": 1.0, "learner__lr": 3e-3, "learner__weight_decay": 0}
-    learner = updater(**over, learner__passes=8)
+    learner = updater(**over, learner__inner_epochs=8)
     evals = learner.policy.unet_evals
     first = learner.update(0, still)["policy/kl_reference"]
     assert learner.policy.unet_evals - evals == 2 * 8 * len(selected) * INTERVAL

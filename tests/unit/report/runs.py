@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from b2ray import trees
 from b2ray.config import Config
-from b2ray.options import validated
+from b2ray.config.load import validated
+from b2ray.diffusion.pictures import thumbnail
+from b2ray.tracking import branch_trees as trees
 from b2ray.tracking.folder import RunFolder, open_run
 from b2ray.tracking.show import save_png, strip
 
@@ -77,9 +78,9 @@ def write_run(
 def tree(config: Config, step: int, group: int, size: int) -> trees.Tree:
     """A group whose first leaf is the best and whose last is the worst."""
     branches = config.branching.branches
-    files = [trees.small(p) for p in pictures(branches + 1, size, 100 * step + group)]
+    files = [thumbnail(p) for p in pictures(branches + 1, size, 100 * step + group)]
     leaves = tuple(
-        trees.Leaf(file, 1.0 - k / 4, {"clip": 1.0 - k / 4}, 1.5 - k, k in (0, branches - 1))
+        trees.TreeLeaf(file, 1.0 - k / 4, {"clip": 1.0 - k / 4}, 1.5 - k, k in (0, branches - 1))
         for k, file in enumerate(files[1:])
     )
     return trees.Tree(PROMPTS[group + 1], min(9, 3 + step), files[0], leaves)

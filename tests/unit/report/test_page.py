@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from b2ray.config import Config
-from b2ray.report import FILE, try_to_write, words, write
-from b2ray.report.images import BRANCHED, COMPARED, PAIRS
+from b2ray.report import FILE, images, try_to_write, words, write
 from b2ray.report.page import page, stamp
 from b2ray.report.record import Record
-from tests.unit.report.runs import event, settings, write_run
+from b2ray.tracking import branch_trees as trees
+from tests.unit.report.runs import event, settings, tree, write_run
 
 VOID = {"meta", "link", "img", "br", "input"}
 LIMIT = 3_000_000
@@ -213,12 +213,16 @@ def test_a_run_that_has_nothing_yet_has_a_page(tmp_path):
     assert "has begun" in found.text("p", class_="verdict")
 
 
-def test_stages_that_never_committed_are_not_shown(tmp_path):
+def test_stages_that_never_committed_are_not_shown_and_all_files_stay_as_they_were(tmp_path):
     config = settings(tmp_path)
     folder = write_run(config, done=4)
     lines = folder.metrics_file.read_text().splitlines(keepends=True)
     folder.metrics_file.write_text("".join(lines[:4]))  # as resuming after a crash leaves it
-    found = Page(write(folder.path, config).read_text(encoding="utf-8"))
+    before = {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
+    file = write(folder.path, config)
+    after = {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file() and p != file}
+    assert file == folder.path / FILE and after == before
+    found = Page(file.read_text(encoding="utf-8"))
     stages = [text for _, text in found.all("summary") if text.startswith("Stage")]
     assert len(stages) == 3
     assert "After 3 of 6 stages" in found.text("p", class_="verdict")
@@ -253,36 +257,35 @@ def test_several_rewards_are_told_apart(tmp_path):
     assert rows[:6] == ["reward", "reward", "clip", "clip", "judge", "judge"]
 
 
-def test_a_long_run_with_large_pictures_stays_small(tmp_path):
-    """Noise is the worst there is to compress."""
+def test_a_long_run_with_large_pictures_stays_small(tmp_path, monkeypatch):
+    """Noise is the worst there is to compress. A third of the limits shows what they do."""
+    rest = LIMIT - images.COMPARED - images.BRANCHED
+    compared, branched = images.COMPARED // 3, images.BRANCHED // 3
+    monkeypatch.setattr(images, "COMPARED", compared)
+    monkeypatch.setattr(images, "BRANCHED", branched)
     config = settings(
         tmp_path,
         curriculum={"stages": 300, "start": 4, "end": 9},
-        branching={"images": 64, "branches": 16},
+        branching={"images": 64, "branches": 4},
         evaluation={"every": 150, "previews": 24},
     )
-    folder = write_run(config, size=256)
+    folder = write_run(config, size=256, with_trees=False)
+    kept = range(10, 301, 10)
+    for stage in kept:
+        trees.save(folder.path, stage, [tree(config, stage, group, 256) for group in range(2)])
     for i in range(3000):
         folder.append_event(event("died", i, slot=f"sampler {i % 8}", cause="x" * 300))
     text = write(folder.path, config).read_text(encoding="utf-8")
-    assert len(text.encode()) < LIMIT
     found = Page(text)
     stages = [int(t.split(":")[0][6:]) for _, t in found.all("summary") if t.startswith("Stage")]
-    assert stages[-1] == 300 and len(stages) > 2
+    assert stages[-1] == 300 and 2 < len(stages) < len(kept)
     pictures = [(v["alt"], len(v["src"])) for v, _ in found.all("img")]
     paired = [size for alt, size in pictures if alt.startswith(("before", "after"))]
-    assert 4 <= len(paired) <= 2 * 2 * PAIRS and sum(paired) <= COMPARED
-    assert sum(size for _, size in pictures) <= BRANCHED + COMPARED
+    assert 4 <= len(paired) < 2 * 2 * images.PAIRS and sum(paired) <= compared
+    whole = sum(size for _, size in pictures)
+    assert 0.7 * (branched + compared) < whole <= branched + compared
+    assert len(text.encode()) - whole < rest
     assert len(found.all("tr")) < 500
-
-
-def test_writing_leaves_the_run_as_it_was(tmp_path):
-    config = settings(tmp_path)
-    folder = write_run(config, done=2)
-    before = {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
-    file = write(folder.path, config)
-    after = {p: p.read_bytes() for p in folder.path.rglob("*") if p.is_file() and p != file}
-    assert file == folder.path / FILE and after == before
 
 
 def test_a_page_that_cannot_be_made_is_a_warning(tmp_path, capsys):

@@ -18,10 +18,11 @@ import pytest
 
 from b2ray.commands.watch import main
 from b2ray.errors import EXIT_CONFIG
+from b2ray.report import watch
 from b2ray.report.page import stamp
 from b2ray.report.watch import server
 from b2ray.tracking.folder import RunFolder
-from tests.unit.report.runs import event, settings, write_run
+from tests.unit.report.runs import settings, write_run
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def folder(tmp_path: Path) -> RunFolder:
 def address(folder: RunFolder) -> Iterator[str]:
     serving = server(folder.path, folder.config, 0)
     assert serving.server_address[0] == "127.0.0.1"
-    thread = threading.Thread(target=serving.serve_forever)
+    thread = threading.Thread(target=serving.serve_forever, args=(0.01,))
     thread.start()
     yield f"http://127.0.0.1:{serving.server_address[1]}"
     serving.shutdown()
@@ -54,27 +55,20 @@ def status(address: str, path: str, host: str) -> int:
     return found
 
 
-def test_it_shows_a_stage_as_soon_as_it_is_done(address, folder):
+def test_it_shows_a_stage_as_soon_as_it_is_done_and_is_made_once_for_all_who_look(
+    address, folder, monkeypatch
+):
+    made: list[bool] = []
+    true = watch.page
+    monkeypatch.setattr(watch, "page", lambda *a, **k: made.append(True) or true(*a, **k))
     first, known = get(f"{address}/"), get(f"{address}/stamp")
     assert "After 2 of 6 stages" in first and known == stamp(folder.path)
     assert f'"{known}"' in first
     assert get(f"{address}/stamp") == known
+    assert get(f"{address}/") == first and len(made) == 1
     folder.append_metrics(3, {"reward/mean": 0.5, "cost/reward_queries": 192.0}, [])
     assert get(f"{address}/stamp") != known
-    assert "After 3 of 6 stages" in get(f"{address}/")
-
-
-def test_the_page_is_made_once_for_all_who_look(address, folder, monkeypatch):
-    made: list[bool] = []
-    from b2ray.report import watch
-
-    true = watch.page
-    monkeypatch.setattr(watch, "page", lambda *a, **k: made.append(True) or true(*a, **k))
-    pages = {get(f"{address}/") for _ in range(3)}
-    assert len(pages) == len(made) == 1
-    folder.append_event(event("died", 1.0))
-    get(f"{address}/")
-    assert len(made) == 2
+    assert "After 3 of 6 stages" in get(f"{address}/") and len(made) == 2
 
 
 def test_a_page_that_cannot_be_made_is_said_and_made_later(address, folder):
@@ -91,7 +85,7 @@ def test_a_page_that_cannot_be_made_is_said_and_made_later(address, folder):
 
 def test_it_is_for_this_machine_only(address):
     """A name of somebody else's that leads here is refused."""
-    assert status(address, "/", "127.0.0.1") == 200
+    assert status(address, "/stamp", "127.0.0.1") == 200
     assert status(address, "/stamp", "localhost:80") == 200
     for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", ""):
         assert status(address, "/", host) == 403

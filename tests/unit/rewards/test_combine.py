@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from b2ray.branching import RewardWindow
+from b2ray.algorithm.branching import RewardWindow
 from b2ray.config import Reward
 from b2ray.rewards.combine import combine, statistics
 

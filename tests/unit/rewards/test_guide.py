@@ -1,4 +1,4 @@
-"""docs/rewards.md keeps step with the code, and its examples run."""
+"""docs/howto/rewards.md keeps step with the code, and its examples run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from b2ray.config import Reward
-from b2ray.rewards import load
+from b2ray.rewards import http, load
 from b2ray.rewards.options import OPTIONS
 
-GUIDE = (Path(__file__).parents[3] / "docs" / "rewards.md").read_text(encoding="utf-8")
+GUIDE = (Path(__file__).parents[3] / "docs" / "howto" / "rewards.md").read_text(encoding="utf-8")
 CPU = torch.device("cpu")
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
 PROMPTS = ["a red circle", "a blue square", "a dog"]
@@ -76,20 +76,23 @@ def test_the_example_rewards_run(tmp_path, monkeypatch):
     red[..., 0] = 255
     colour = load(Reward(name="c", kind="myrewards:NamedColour"), CPU)
     np.testing.assert_allclose(colour.score(red, PROMPTS), [1, -0.5, 0])
-    contrast = load(Reward(name="c", kind="myrewards:contrast"), CPU)
+    redness = load(Reward(name="r", kind="myrewards:red"), CPU)
+    shares = IMAGES.mean((1, 2)) / 255
     np.testing.assert_allclose(
-        contrast.score(IMAGES, PROMPTS), IMAGES.mean(3).std((1, 2)) / 255, rtol=1e-6
+        redness.score(IMAGES, PROMPTS), shares[:, 0] - shares[:, 1:].mean(1), rtol=1e-6
     )
+    np.testing.assert_allclose(redness.score(red, PROMPTS), 1)
 
 
-def test_the_example_server_runs(tmp_path):
+def test_the_example_server_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(http, "FIRST_PAUSE", 0.1)
     (tmp_path / "server.py").write_text(examples("python")[1])
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]
     server = subprocess.Popen([sys.executable, tmp_path / "server.py", str(port)])
     try:
-        options = {"url": f"http://127.0.0.1:{port}/", "retries": 6}
+        options = {"url": f"http://127.0.0.1:{port}/", "retries": 8}
         scores = load(Reward(name="mine", kind="http", options=options), CPU)
         np.testing.assert_allclose(
             scores.score(IMAGES, PROMPTS), IMAGES.mean((1, 2, 3)) / 255, rtol=1e-6

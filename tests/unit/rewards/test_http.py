@@ -14,11 +14,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
+import urllib3.util.retry
 from PIL import Image
 
 from b2ray.config import Reward
 from b2ray.errors import ConfigError
-from b2ray.rewards import check, load
+from b2ray.rewards import check, http, load
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 8, 6, 3), dtype=np.uint8)
 PROMPTS = ["a red circle", "ein blaues Viereck – schräg", "三"]
@@ -59,6 +60,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "FIRST_PAUSE", 0.01)
 
 
 @pytest.fixture
@@ -113,14 +119,26 @@ def test_a_busy_server_is_asked_again(serve, status):
     assert server.asked[0] == server.asked[2]
 
 
-def test_retry_after_is_heeded(serve):
-    server = serve((503, {"Retry-After": "1"}, ""), GOOD)
+def test_retry_after_is_heeded_up_to_the_longest_pause(serve, monkeypatch):
+    monkeypatch.setattr(http, "LONGEST_PAUSE", 0.3)
+    server = serve((503, {"Retry-After": "30"}, ""), GOOD)
     began = time.perf_counter()
     score(server.url, retries=1)
-    assert time.perf_counter() - began >= 1
+    assert 0.3 <= time.perf_counter() - began < 30
 
 
-def test_a_server_that_comes_up_late_is_waited_for():
+def test_pauses_double(monkeypatch):
+    pauses: list[float] = []
+    monkeypatch.setattr(urllib3.util.retry.time, "sleep", pauses.append)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        with pytest.raises(ValueError, match="5 tries"):
+            score(f"http://127.0.0.1:{nobody.getsockname()[1]}/", retries=4)
+    assert pauses == pytest.approx([0.02, 0.04, 0.08])
+
+
+def test_a_server_that_comes_up_late_is_waited_for(monkeypatch):
+    monkeypatch.setattr(http, "FIRST_PAUSE", 0.1)
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]
@@ -131,10 +149,10 @@ def test_a_server_that_comes_up_late_is_waited_for():
         late[0].answers, late[0].asked = [GOOD], []
         late[0].serve_forever(0.01)
 
-    timer = threading.Timer(0.3, start)
+    timer = threading.Timer(0.1, start)
     timer.start()
     try:
-        assert len(score(f"http://127.0.0.1:{port}/", retries=3)) == 3
+        assert len(score(f"http://127.0.0.1:{port}/", retries=6)) == 3
     finally:
         timer.join(0)
         late[0].shutdown()

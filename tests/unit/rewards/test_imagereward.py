@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -208,8 +209,8 @@ def test_scores_are_the_same_again_and_alone(reward):
     together = reward.score(IMAGES, PROMPTS)
     np.testing.assert_array_equal(together, reward.score(IMAGES, PROMPTS))
     alone = [reward.score(IMAGES[i : i + 1], PROMPTS[i : i + 1])[0] for i in range(3)]
-    np.testing.assert_allclose(together, alone, atol=1e-5)
-    np.testing.assert_allclose(reward.score(IMAGES[::-1], PROMPTS[::-1])[::-1], together, atol=1e-5)
+    np.testing.assert_allclose(together, alone, atol=2e-5)
+    np.testing.assert_allclose(reward.score(IMAGES[::-1], PROMPTS[::-1])[::-1], together, atol=2e-5)
 
 
 def test_a_safetensors_twin_scores_the_same(tmp_path, reward, words):
@@ -255,11 +256,19 @@ def test_a_folders_own_tokenizer_comes_first(tmp_path, reward):
 NEEDED = [k for k in state() if "_proj" not in k and "position_ids" not in k and ".1." not in k]
 
 
-@pytest.mark.parametrize("key", NEEDED)
-def test_every_key_is_needed(tmp_path, words, key):
-    change(tmp_path, **{key: None})
-    with pytest.raises(ConfigError, match=rf"reward 'liked': .*an ImageReward: .*{key}.*"):
-        imagereward(tmp_path, words)
+def test_every_key_is_needed(tmp_path, words):
+    assert len(NEEDED) > 50
+    assert [key for key in NEEDED if not is_missed(key, tmp_path, words)] == []
+
+
+def is_missed(key: str, folder: Path, words: str) -> bool:
+    """Whether a file without this key is refused in a sentence that names the key."""
+    change(folder, **{key: None})
+    try:
+        imagereward(folder, words)
+    except ConfigError as error:
+        return re.search(rf"reward 'liked': .*an ImageReward: .*{key}.*", str(error)) is not None
+    return False
 
 
 def change(folder: Path, **changes: torch.Tensor | None) -> Path:

@@ -103,10 +103,11 @@ def test_a_constant_reward_is_refused_by_name():
 # --- the registry ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", BUILT_IN)
-def test_built_in_kinds_are_known(kind):
-    options = {"url": "http://127.0.0.1/"} if kind == "http" else {}
-    check(Reward(name="r", kind=kind, options=options))
+def test_built_in_kinds_are_known():
+    assert len(BUILT_IN) > 5
+    for kind in BUILT_IN:
+        options = {"url": "http://127.0.0.1/"} if kind == "http" else {}
+        check(Reward(name="r", kind=kind, options=options))
 
 
 @pytest.mark.parametrize(

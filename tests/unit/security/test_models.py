@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoConfig, dynamic_module_utils
 
-from b2ray.checks import check_model
 from b2ray.config import Model, Reward
+from b2ray.config.paths import PACKAGE
 from b2ray.diffusion.load import load_pipeline
 from b2ray.errors import ConfigError
-from b2ray.options import PACKAGE
+from b2ray.preflight import check_model
 from b2ray.rewards import load
 from tests.captioning import save_captioning
 from tests.unit.rewards.test_hps import processor, theirs  # noqa: F401

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
-from b2ray.options import PACKAGE
+from b2ray.config.paths import PACKAGE
 from tests.unit.deploy.manifests import ROOT, documents, manifests, pod_specs
 
 LAUNCHERS = [*ROOT.glob("cluster/*.yaml"), *ROOT.glob("cluster/*.sh")]
@@ -22,6 +20,13 @@ TOKEN_MODE = re.compile(
     r"RAY_AUTH_MODE[\"']?\s*[=:,]\s*[\"']?token\b|authOptions:\s*\{?\s*mode:\s*token\b"
 )
 NAMES = [str(f.relative_to(ROOT)) for f in FILES]
+FORBIDDEN = {
+    "authentication is turned off": re.compile(
+        r"RAY_AUTH_MODE[\"']?\]?\s*[=:,]\s*[\"']?disabled|mode:\s*disabled"
+    ),
+    # Letters and digits after the name are a token; $, a call or a path are not.
+    "a token is written down": re.compile(r"RAY_AUTH_TOKEN[\"']?\s*[=:]\s*[\"']?[A-Za-z0-9]{8,}"),
+}
 
 
 def text_of(name: str) -> str:
@@ -30,29 +35,47 @@ def text_of(name: str) -> str:
     return "\n".join(line for line in lines if not line.lstrip().startswith("#"))
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if STARTS_RAY.search(text_of(n))])
-def test_whoever_starts_ray_asks_for_a_token(name):
-    assert TOKEN_MODE.search(text_of(name)), "neither RAY_AUTH_MODE=token nor authOptions"
+def test_whoever_starts_ray_asks_for_a_token():
+    starting = [name for name in NAMES if STARTS_RAY.search(text_of(name))]
+    assert {"deploy/rayjob.yaml", "deploy/raycluster.yaml"} <= {*starting}
+    without_token = [name for name in starting if not TOKEN_MODE.search(text_of(name))]
+    assert without_token == [], "neither RAY_AUTH_MODE=token nor authOptions"
 
 
-def test_both_of_kuberays_kinds_are_looked_at():
-    starting = {n for n in NAMES if STARTS_RAY.search(text_of(n))}
-    assert {"deploy/rayjob.yaml", "deploy/raycluster.yaml"} <= starting
+def faults(text: str) -> list[str]:
+    return [fault for fault, pattern in FORBIDDEN.items() if pattern.search(text)]
 
 
-@pytest.mark.parametrize("file", SCRIPTS, ids=lambda f: str(f.relative_to(ROOT)))
-def test_nobody_turns_authentication_off_or_writes_a_token_down(file: Path):
-    text = text_of(str(file.relative_to(ROOT)))
-    assert not re.search(r"RAY_AUTH_MODE[\"']?\s*[=:,]\s*[\"']?disabled", text)
-    assert not re.search(r"mode:\s*disabled", text)
-    # Letters and digits after the name are a token; $, a call or a path are not.
-    assert not re.search(r"RAY_AUTH_TOKEN[\"']?\s*[=:]\s*[\"']?[A-Za-z0-9]{8,}", text)
+def test_the_scan_sees_what_is_forbidden_and_nothing_else():
+    off, token = [["authentication is turned off"], ["a token is written down"]]
+    expected = {
+        "export RAY_AUTH_MODE=disabled": off,
+        'os.environ["RAY_AUTH_MODE"] = "disabled"': off,
+        'environ.setdefault("RAY_AUTH_MODE", "disabled")': off,
+        "authOptions:\n  mode: disabled": off,
+        "RAY_AUTH_TOKEN=0123456789abcdef": token,
+        "RAY_AUTH_TOKEN: 'abcdefgh'": token,
+        "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$TOKEN": [],
+        "RAY_AUTH_TOKEN=$(cat token)": [],
+    }
+    assert {text: faults(text) for text in expected} == expected
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("cluster/")])
-def test_launchers_keep_the_dashboard_on_loopback(name):
-    for host in re.findall(r"dashboard-host[\"']?[=:, ]+[\"']?([\w.:$]+)", text_of(name)):
-        assert host in ("127.0.0.1", "localhost", "::1")
+def test_nobody_turns_authentication_off_or_writes_a_token_down():
+    names = [str(file.relative_to(ROOT)) for file in SCRIPTS]
+    assert {*NAMES, "Makefile", "b2ray/run.py"} <= {*names}
+    assert {name: faults(text_of(name)) for name in names if faults(text_of(name))} == {}
+
+
+def test_launchers_keep_the_dashboard_on_loopback():
+    hosts = {
+        (name, host)
+        for name in NAMES
+        if name.startswith("cluster/")
+        for host in re.findall(r"dashboard-host[\"']?[=:, ]+[\"']?([\w.:$]+)", text_of(name))
+    }
+    assert hosts
+    assert {h for h in hosts if h[1] not in ("127.0.0.1", "localhost", "::1")} == set()
 
 
 def covers(policy: dict[str, Any], labels: dict[str, str]) -> bool:

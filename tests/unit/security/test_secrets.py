@@ -16,15 +16,15 @@ import pytest
 import torch
 import yaml
 
-from b2ray.branching import RewardWindow
+from b2ray.algorithm.branching import RewardWindow
 from b2ray.config import Reward
-from b2ray.discretion import first_secret, masked, shown
+from b2ray.config.load import parse, validated
+from b2ray.config.secrets import first_secret, masked, shown
 from b2ray.errors import ConfigError
-from b2ray.options import parse, validated
 from b2ray.rewards import check, load
 from b2ray.run import main
 from b2ray.tracking.folder import RunState, open_run
-from b2ray.tracking.mlflow_log import MlflowLog
+from b2ray.tracking.mlflow.log import MlflowLog
 from tests.models import arguments
 from tests.unit.rewards.test_http import Handler
 
@@ -71,7 +71,7 @@ def test_a_secret_in_a_configuration_is_refused_without_telling_it(values, field
     with pytest.raises(ConfigError, match=f"^{field} holds a password or token") as refused:
         validated(values)
     assert SECRET not in str(refused.value)
-    assert "docs/security.md" in str(refused.value)
+    assert "docs/explanation/security.md" in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def write_run(argv: list[str]) -> Path:
         return folder.path
 
 
-def test_no_file_of_a_run_has_a_secret(environment, models, tmp_path, capfd):
+def test_no_file_of_a_run_has_a_secret(empty_store, environment, models, tmp_path, capfd):
     rewards = [
         {
             "name": "far",
@@ -221,6 +221,8 @@ def test_no_file_of_a_run_has_a_secret(environment, models, tmp_path, capfd):
     file = tmp_path / "run.yaml"
     settings = parse(arguments(models, tmp_path / "runs", "run")).config.model_dump(mode="json")
     file.write_text(yaml.safe_dump({**settings, "rewards": rewards}))
+    (tmp_path / "runs").mkdir()
+    shutil.copy(empty_store, tmp_path / "runs" / "mlflow.db")
     path = write_run([f"--config={file}"])
 
     written = [p for p in (tmp_path / "runs").rglob("*") if p.is_file()]

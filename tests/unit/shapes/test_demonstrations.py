@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from b2ray.demonstrations import read_folder
+from b2ray.prompts.demonstrations import read_folder
 from b2ray.shapes import Judge
 from b2ray.shapes.demonstrations import main
 

@@ -23,8 +23,8 @@ from b2ray.shapes import (
     all_captions,
     render_batch,
 )
-from b2ray.shapes.build.evaluate import area_under_curve
 from b2ray.shapes.captions import near_misses
+from tools.shapes.evaluate import area_under_curve
 
 
 @pytest.fixture(scope="module", autouse=True)

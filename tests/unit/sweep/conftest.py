@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from b2ray.options import read_words
-from b2ray.sweep.trials import Plan, Trial, plan
+from b2ray.config.load import read_words
+from b2ray.sweep.trials import SweepPlan, Trial, plan
 from b2ray.tracking.folder import open_run
 
 BASIC: dict[str, Any] = {
@@ -20,7 +20,7 @@ BASIC: dict[str, Any] = {
     "metric": "heldout/judge",
     "grid": {"learner.lr": [1e-3, 3e-3], "seed": [0, 1]},
 }
-Planner = Callable[..., Plan]
+Planner = Callable[..., SweepPlan]
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planner:
     """Plans a sweep: fields of the file (None leaves one out), then words of the command line."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
-    def make(*words: str, **fields: object) -> Plan:
+    def make(*words: str, **fields: object) -> SweepPlan:
         values = {k: v for k, v in {**BASIC, **fields}.items() if v is not None}
         file = tmp_path / "sweep.yaml"
         file.write_text(yaml.safe_dump(values, sort_keys=False))

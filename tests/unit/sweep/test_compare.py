@@ -8,7 +8,7 @@ import math
 import pytest
 from rich.console import Console
 
-from b2ray.confidence import mean_interval
+from b2ray.evaluation.statistics import mean_interval
 from b2ray.sweep.compare import Outcome, State, comparison, description, figure, table
 from tests.unit.sweep.conftest import write_lines
 

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from b2ray.errors import EXIT_DONE, EXIT_STOPPED, ConfigError
-from b2ray.fleet.nodes import Room
+from b2ray.fleet.nodes import NodeResources
 from b2ray.run import main
 from b2ray.sweep.board import Board
-from b2ray.sweep.command import _given, share
+from b2ray.sweep.command import _trial_config, share
 from b2ray.sweep.compare import State
 from b2ray.sweep.folder import busy, open_sweep
 from b2ray.sweep.runner import Process, Runner
@@ -90,7 +90,7 @@ def test_a_trial_whose_sweep_is_gone_stops_resumably(tmp_path, handling):
     starts in the background ignores SIGINT from its beginning."""
     words = ["--config=configs/quickstart.yaml", f"--runs={tmp_path}"]
     ended = subprocess.run(
-        [sys.executable, "-m", "b2ray.sweep.trial", *words],
+        [sys.executable, "-m", "b2ray.run", "--stop-with-stdin", *words],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -125,7 +125,7 @@ def test_a_sweep_and_a_run_do_not_share_a_folder(planned):
 
 
 def test_a_sweep_is_held_by_one_process_and_keeps_what_was_asked(planned):
-    plan = planned("--learner.passes=2", curriculum={"stages": 9})
+    plan = planned("--learner.inner_epochs=2", curriculum={"stages": 9})
     with (
         open_sweep(plan) as folder,
         pytest.raises(ConfigError, match="in use by another sweep"),
@@ -134,7 +134,7 @@ def test_a_sweep_is_held_by_one_process_and_keeps_what_was_asked(planned):
         pass
     kept = yaml.safe_load(folder.spec.read_text())
     assert {k: kept[k] for k in BASIC} == BASIC
-    assert (kept["curriculum"], kept["learner"]) == ({"stages": 9}, {"passes": "2"})
+    assert (kept["curriculum"], kept["learner"]) == ({"stages": 9}, {"inner_epochs": "2"})
 
 
 def test_a_run_that_somebody_is_at_is_busy(planned):
@@ -161,19 +161,19 @@ def test_a_run_that_somebody_is_at_is_busy(planned):
 def test_the_cluster_is_shared_out(planned, parallel, cpus, expected):
     """Each run asks for 0.5 (learner) + 0.25 (scorer) + one or two times 0.5 (samplers) CPUs."""
     configs = [t.config for t in planned().trials]
-    found = share(parallel, configs, [Room("a", "host", cpus, 0)])
+    found = share(parallel, configs, [NodeResources("a", "host", cpus, 0)])
     assert (found.parallel, found.samplers) == expected
 
 
 def test_more_than_the_cluster_holds_is_refused(planned):
     configs = [t.config for t in planned().trials]
     with pytest.raises(ConfigError, match="parallel is 3 but the cluster has room for 2 of these"):
-        share(3, configs, [Room("a", "host", 2.5, 0)])
+        share(3, configs, [NodeResources("a", "host", 2.5, 0)])
 
 
 @pytest.mark.parametrize(("most", "each", "given"), [(2, 1, 1), (2, 5, 2), (8, 3, 3)])
 def test_a_trial_has_its_share_of_samplers(planned, most, each, given):
     config = planned(fleet={"samplers": {"max": most}}).trials[0].config
-    made = _given(config, each, "parent")
+    made = _trial_config(config, each, "parent")
     assert (made.fleet.samplers.max, made.tracking.parent) == (given, "parent")
     assert made.identity() == config.identity()

@@ -7,8 +7,8 @@ import re
 import pytest
 import yaml
 
+from b2ray.config.load import parse, read_words, resolved
 from b2ray.errors import EXIT_CONFIG, EXIT_DONE, ConfigError
-from b2ray.options import parse, read_words, resolved
 from b2ray.run import main
 from b2ray.sweep.trials import plan
 from b2ray.tracking.folder import RunState, open_run
@@ -53,21 +53,21 @@ def test_trials_are_tracked_where_other_runs_are(planned, tmp_path, monkeypatch)
     ("words", "fields", "passes"),
     [
         ((), {}, 2),
-        ((), {"learner": {"passes": 3}}, 3),
-        (("--learner.passes=4",), {"learner": {"passes": 3}}, 4),
+        ((), {"learner": {"inner_epochs": 3}}, 3),
+        (("--learner.inner_epochs=4",), {"learner": {"inner_epochs": 3}}, 4),
     ],
 )
 def test_the_command_line_is_over_the_file_and_it_over_the_configuration(
     planned, words, fields, passes
 ):
     trial = planned(*words, **fields).trials[0]
-    assert (trial.config.learner.passes, trial.config.learner.lr) == (passes, 1e-3)
+    assert (trial.config.learner.inner_epochs, trial.config.learner.lr) == (passes, 1e-3)
 
 
 @pytest.mark.parametrize("preset", ["b2", "ddpo"])
 def test_a_preset_that_is_varied_is_as_on_the_command_line(planned, preset):
-    trial = planned(grid={"preset": [preset]}, learner={"passes": 2}).trials[0]
-    words = ["--config=configs/quickstart.yaml", "--learner.passes=2", f"--preset={preset}"]
+    trial = planned(grid={"preset": [preset]}, learner={"inner_epochs": 2}).trials[0]
+    words = ["--config=configs/quickstart.yaml", "--learner.inner_epochs=2", f"--preset={preset}"]
     assert trial.config.identity() == parse(words).config.identity()
 
 
@@ -99,11 +99,11 @@ def test_fields_with_the_same_last_word_keep_their_sections(planned):
 
 
 def test_draws_are_within_bounds_and_the_same_when_more_are_asked_for(planned):
-    sample = {"learner.lr": LR, "learner.passes": {"integer": [1, 3]}}
+    sample = {"learner.lr": LR, "learner.inner_epochs": {"integer": [1, 3]}}
     few = planned(grid={"seed": [0, 1]}, sample=sample, samples=3).trials
     more = planned(grid={"seed": [0, 1]}, sample=sample, samples=20).trials
     assert [t.config for t in more[:6]] == [t.config for t in few]
-    drawn = {(t.config.learner.lr, t.config.learner.passes) for t in more}
+    drawn = {(t.config.learner.lr, t.config.learner.inner_epochs) for t in more}
     assert len(drawn) == 20 and len(more) == 40
     assert all(1e-4 <= lr <= 1e-2 for lr, _ in drawn)
     assert {passes for _, passes in drawn} == {1, 2, 3}
@@ -193,8 +193,8 @@ def test_a_trial_whose_folder_has_another_configuration_is_named(planned):
     with open_run(trial.config) as folder:
         folder.commit(RunState(0), {}, {})
     assert planned().trials[1] == trial
-    with pytest.raises(ConfigError, match=r"trial lr0\.001_seed1: .*\(learner\.passes was 2, is 3"):
-        planned(learner={"passes": 3})
+    with pytest.raises(ConfigError, match=r"lr0\.001_seed1: .*\(learner\.inner_epochs was 2, is 3"):
+        planned(learner={"inner_epochs": 3})
 
 
 def test_the_command_refuses_and_prints(planned, tmp_path, capsys):

@@ -10,22 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from b2ray.branching import RewardWindow
+from b2ray.algorithm.branching import RewardWindow
+from b2ray.algorithm.replay import ReplayEntry
 from b2ray.config import (
     Advantage,
     Config,
-    Curriculum,
     Fleet,
     Prompts,
     Reward,
     Samplers,
     Tracking,
 )
-from b2ray.config import Prefix as PrefixSection
 from b2ray.diffusion.lora_file import FILE, digest
-from b2ray.diffusion.trajectory import Prefix, Trajectory
+from b2ray.diffusion.trajectory import Trajectory
 from b2ray.errors import ConfigError
-from b2ray.replay import Kept
 from b2ray.tracking.folder import RunFolder, RunState, open_run, write_atomically
 
 WEIGHTS = {"a.lora_A.weight": np.arange(6, dtype=np.float32).reshape(2, 3) / 7}
@@ -92,74 +90,26 @@ def test_a_commit_without_optimizer_state_reads_back(folder):
     assert folder.last_commit().optimizer == {}
 
 
-def kept(stage: int) -> Kept:
+def entry(stage: int) -> ReplayEntry:
     latents = np.full((3, 4, 2, 2), stage, np.uint16)
-    return Kept(stage, "a cat", -0.5, 2, Trajectory(latents, np.full(2, 1 / 3, np.float32), stage))
+    trajectory = Trajectory(latents, np.full(2, 1 / 3, np.float32), stage)
+    return ReplayEntry(stage, "a cat", -0.5, 2, trajectory)
 
 
 def test_what_is_replayed_is_part_of_the_commit(folder):
-    folder.commit(state(1), WEIGHTS, OPTIMIZER, [kept(0), kept(1)])
-    found = folder.last_commit().kept
+    folder.commit(state(1), WEIGHTS, OPTIMIZER, [entry(0), entry(1)])
+    found = folder.last_commit().replay
     assert [k.stage for k in found] == [0, 1]
-    assert found[1].trajectory.latents.tobytes() == kept(1).trajectory.latents.tobytes()
+    assert found[1].trajectory.latents.tobytes() == entry(1).trajectory.latents.tobytes()
 
 
 def test_a_commit_without_anything_to_replay_reads_back(folder):
     """Like every one of a run without replay, and all from before there was any."""
-    folder.commit(state(1), WEIGHTS, OPTIMIZER, [kept(0)])
+    folder.commit(state(1), WEIGHTS, OPTIMIZER, [entry(0)])
     stage_done(folder, 2)
-    assert folder.last_commit().kept == []
+    assert folder.last_commit().replay == []
     files = {p.name for p in (folder.path / "checkpoints" / "stage-00002").iterdir()}
     assert files == {"state.json", "optimizer.safetensors", FILE}
-
-
-def prefixes(stage: int) -> dict[tuple[int, int], Prefix]:
-    latents = np.full((3, 4, 2, 2), stage, np.uint16)
-    return {(stage, group): Prefix(latents + group, 2) for group in (0, 4)}
-
-
-@pytest.fixture
-def reusing(tmp_path) -> RunFolder:
-    reuse = PrefixSection(policy="reuse", stages=2)
-    over = {"prefix": reuse, "curriculum": Curriculum(stages=5, start=4)}
-    with open_run(config(tmp_path, **over)) as found:
-        yield found
-
-
-def prefix_files(folder: RunFolder) -> list[str]:
-    return sorted(p.name for p in (folder.path / "prefixes").iterdir())
-
-
-def test_prefixes_are_written_once_and_kept_while_they_serve(reusing):
-    names = []
-    for stage in range(6):
-        made = prefixes(stage - 1) if stage in (1, 4) else {}
-        reusing.commit(state(stage), WEIGHTS, OPTIMIZER, (), made)
-        names.append(prefix_files(reusing) if stage else [])
-        found = reusing.last_commit().prefixes
-        origin = {1: 0, 2: 0, 4: 3}.get(stage)
-        assert found.keys() == (set() if origin is None else {(origin, 0), (origin, 4)})
-    first, second = ["stage-00001.safetensors"], ["stage-00004.safetensors"]
-    assert names == [[], first, first, [], second, []]
-
-
-def test_prefixes_of_a_stage_that_did_not_commit_leave_no_trace(reusing):
-    reusing.commit(state(1), WEIGHTS, OPTIMIZER, (), prefixes(0))
-    mine = prefixes(0)[0, 4].latents
-    assert reusing.last_commit().prefixes[0, 4].latents.tobytes() == mine.tobytes()
-    for name in ("stage-00004.safetensors", "stage-00002.safetensors.part"):
-        (reusing.path / "prefixes" / name).write_bytes(b"half")
-    assert reusing.last_commit().prefixes.keys() == {(0, 0), (0, 4)}
-    assert prefix_files(reusing) == ["stage-00001.safetensors"]
-
-
-def test_prefixes_that_cannot_be_made_again_are_asked_for(reusing):
-    reusing.commit(state(1), WEIGHTS, OPTIMIZER, (), prefixes(0))
-    (reusing.path / "prefixes" / "stage-00001.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"stage-00001.safetensors is missing: stage 2 goes on"):
-        reusing.last_commit()
-    reusing.commit(state(3), WEIGHTS, OPTIMIZER)  # the next one makes its own
-    assert reusing.last_commit().prefixes == {}
 
 
 def test_a_new_run_has_no_commit(folder):
@@ -190,7 +140,7 @@ def test_a_full_disk_leaves_the_stage_before(folder, monkeypatch, failing):
     with monkeypatch.context() as patch:
         patch.setattr(failing, full)
         with pytest.raises(ConfigError, match=r"stage 2 .*No space left.*make room and resume"):
-            folder.commit(state(2), WEIGHTS, OPTIMIZER, [kept(2)])
+            folder.commit(state(2), WEIGHTS, OPTIMIZER, [entry(2)])
     assert listing(folder.path / "checkpoints") == before
     assert folder.last_commit().state == state(1)
     stage_done(folder, 2)

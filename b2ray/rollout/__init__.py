@@ -1,0 +1,1 @@
+"""The algorithm on the fleet: workers, policy versions, and one stage from prompts to an update."""

@@ -1,0 +1,1 @@
+"""MLflow: a copy of the run's folder that is allowed to be late."""

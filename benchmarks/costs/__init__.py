@@ -1,0 +1,1 @@
+"""What the experiments of configs/ are estimated to cost."""

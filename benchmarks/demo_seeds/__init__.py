@@ -1,0 +1,1 @@
+"""What the demo reaches with several seeds (docs/tutorials/laptop.md)."""

@@ -1,0 +1,1 @@
+"""What B²-DiffuRL is worth beside other algorithms (docs/evidence/comparison.md)."""

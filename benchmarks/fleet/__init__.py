@@ -1,0 +1,1 @@
+"""What a fleet costs by itself (docs/evidence/scaling.md)."""
