@@ -32,7 +32,7 @@ class Halving:
         self._trials: dict[str, optuna.Trial] = {}
         self._stages: dict[str, int] = {}  # the last stage that Optuna knows, by the trial's name
 
-    def told(self, name: str, lines: Iterable[Mapping[str, Any]]) -> bool:
+    def observe(self, name: str, lines: Iterable[Mapping[str, Any]]) -> bool:
         """Report a trial's lines of metrics.jsonl; those that were reported before change nothing.
 
         Args:

@@ -108,7 +108,7 @@ class Runner:
         for trial in self.plan.trials:
             stage = committed(trial)
             if self._halving:
-                self._halving.told(trial.name, lines(trial))
+                self._halving.observe(trial.name, lines(trial))
             if finished(trial):
                 self._settle(trial, Outcome(State.FINISHED), "finished before")
             elif trial.name in stopped:
@@ -152,7 +152,7 @@ class Runner:
         trial, metrics = process.trial, lines(process.trial)
         for line in metrics:
             self.board.stage(trial, line, self.plan.sweep.metric)
-        if self._halving and self._halving.told(trial.name, metrics) and not process.pruned:
+        if self._halving and self._halving.observe(trial.name, metrics) and not process.pruned:
             stage = int(metrics[-1]["step"])
             if stage < trial.config.curriculum.stages:
                 # Written first, so that it stays stopped if the sweep dies now.

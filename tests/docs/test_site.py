@@ -36,7 +36,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_it_builds_without_a_warning(site: Path) -> None:
     built = {str(file.relative_to(site)) for file in site.rglob("*.html")}
     assert {page.replace(".md", ".html") for page in PAGES} <= built
@@ -44,7 +43,6 @@ def test_it_builds_without_a_warning(site: Path) -> None:
     assert "README.html" in first
 
 
-@pytest.mark.slow
 def test_it_needs_no_network(site: Path) -> None:
     for file in site.rglob("*.html"):
         text = file.read_text()
@@ -52,7 +50,6 @@ def test_it_needs_no_network(site: Path) -> None:
         assert not loaded, file
 
 
-@pytest.mark.slow
 def test_every_field_has_its_place(site: Path) -> None:
     page = (site / "docs/reference/configuration.html").read_text()
     found = flat(Config(**SOUND).model_dump(mode="json"))
@@ -65,7 +62,6 @@ def test_every_field_has_its_place(site: Path) -> None:
     assert "aesthetic.options.head" in page
 
 
-@pytest.mark.slow
 def test_every_command_and_the_modules_have_their_place(site: Path) -> None:
     commands = (site / "docs/reference/commands.html").read_text()
     for words in COMMANDS:

@@ -157,7 +157,6 @@ def test_the_page_has_all_marks():
         assert text.count(f"<!-- {mark} -->\n") == text.count(f"<!-- /{mark} -->") == 1
 
 
-@pytest.mark.slow
 def test_a_stage_is_taken_apart_in_processor_time():
     found = inside.measure(QUICK[0].config())
     for phase in found.values():

@@ -300,7 +300,6 @@ def test_schedulers_of_other_classes_give_the_same_table(policy):
     assert ours.schedule.timesteps.tolist() == ddim.timesteps.tolist()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)  # compiling takes minutes on a busy machine
 def test_a_compiled_model_predicts_and_learns_the_same(policy):
     plain, compiled = policy("sd1"), policy("sd1", model__compile=True)

@@ -22,7 +22,6 @@ from tests.models import config, selection
 from tests.processes import on_ranks
 from tests.unit.objectives.conftest import ADVANTAGES_7, ANY_DRIFT, PROMPTS_7, STEPS
 
-pytestmark = pytest.mark.slow  # the processes of all cases start in the first test's fixture
 WORLDS = (1, 2, 3)
 # How many trajectories are selected, and settings. Batches of at most 3: of 7 they have 3, 2 and 2,
 # so that shares are uneven, and empty where there are fewer trajectories than ranks.

@@ -21,30 +21,30 @@ def line(step: int, value: float | None = None) -> dict[str, float]:
 @pytest.mark.parametrize(("mode", "sign"), [("max", 1), ("min", -1)])
 def test_of_those_that_came_so_far_the_best_half_goes_on(mode, sign):
     rule = halving(mode)
-    assert not rule.told("a", [line(2, 0.5 * sign)])
-    assert rule.told("b", [line(2, 0.4 * sign)])
-    assert not rule.told("c", [line(2, 0.6 * sign)])
-    assert rule.told("d", [line(2, 0.3 * sign)])
+    assert not rule.observe("a", [line(2, 0.5 * sign)])
+    assert rule.observe("b", [line(2, 0.4 * sign)])
+    assert not rule.observe("c", [line(2, 0.6 * sign)])
+    assert rule.observe("d", [line(2, 0.3 * sign)])
 
 
 def test_nothing_is_stopped_before_and_between_the_points():
     rule = halving()
-    assert not rule.told("a", [line(0, 0.9), line(1, 0.9), line(2, 0.9), line(3, 0.9)])
-    assert not rule.told("b", [line(0, 0.1), line(1, 0.1)])
-    assert rule.told("b", [line(0, 0.1), line(1, 0.1), line(2, 0.1)])
+    assert not rule.observe("a", [line(0, 0.9), line(1, 0.9), line(2, 0.9), line(3, 0.9)])
+    assert not rule.observe("b", [line(0, 0.1), line(1, 0.1)])
+    assert rule.observe("b", [line(0, 0.1), line(1, 0.1), line(2, 0.1)])
 
 
 def test_the_first_figure_after_a_point_counts_for_it():
     """Held-out rewards are measured every few stages only."""
     rule = halving(after=2)
-    assert not rule.told("a", [line(1), line(2), line(3, 0.9)])
-    assert rule.told("b", [line(1), line(2), line(3, 0.1)])
+    assert not rule.observe("a", [line(1), line(2), line(3, 0.9)])
+    assert rule.observe("b", [line(1), line(2), line(3, 0.1)])
 
 
 def test_lines_that_are_told_again_change_nothing():
     rule = halving()
     lines = [line(2, 0.5)]
-    assert not rule.told("a", lines)
-    assert rule.told("b", [line(2, 0.1)])
-    assert not rule.told("b", [line(2, 0.1)]) and not rule.told("a", lines)
-    assert not rule.told("a", [*lines, line(4, 0.2)])  # alone at the next point
+    assert not rule.observe("a", lines)
+    assert rule.observe("b", [line(2, 0.1)])
+    assert not rule.observe("b", [line(2, 0.1)]) and not rule.observe("a", lines)
+    assert not rule.observe("a", [*lines, line(4, 0.2)])  # alone at the next point

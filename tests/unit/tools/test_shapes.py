@@ -23,7 +23,6 @@ def same_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("same_threads")
 def test_a_tiny_build_leaves_folders_that_load(tmp_path):
     from diffusers import StableDiffusionPipeline
@@ -53,7 +52,6 @@ def test_a_tiny_build_leaves_folders_that_load(tmp_path):
     assert not list(tmp_path.rglob(".*"))
 
 
-@pytest.mark.slow
 def test_stages_run_side_by_side_and_a_failure_is_told(tmp_path, capsys):
     tiny = ["--out", str(tmp_path), "--scale", "0.002"]
     assert main([*tiny, "--only", "prompts,text"]) == 0

@@ -7,7 +7,6 @@ import sys
 import time
 
 import filelock
-import pytest
 
 from b2ray.tracking.mlflow.store import client_of
 
@@ -25,7 +24,6 @@ print(client_of(uri).get_experiment_by_name("Default").name)
 """
 
 
-@pytest.mark.slow
 def test_processes_that_open_a_new_store_together_all_find_it_made(tmp_path):
     start, uri = tmp_path / "start", f"sqlite:///{tmp_path / 'mlflow.db'}"
     command = [sys.executable, "-c", OPEN, str(start), uri]
