@@ -196,7 +196,7 @@ class Run:
         """All stages that are not committed yet; returns the summary."""
         recorder = self.recorder
         try:
-            state = self.resume() or self.begin()
+            state = self.start()
             ahead = None
             while state.stage < self.config.curriculum.stages:
                 state, ahead = self.stage(state, ahead)
@@ -205,34 +205,29 @@ class Run:
             self.workers.close()
             recorder.close()
 
-    def resume(self) -> RunState | None:
-        """The last committed state, with its weights bound everywhere; None for a new run."""
-        commit = self.recorder.last_commit()
-        if commit is None:
-            return None
-        state = commit.state
-        with self.recorder.bar("loading models", 0):
-            self.runner.restore_replay(commit.replay)
-            self.versions.restore(
-                state.version, state.digest, commit.weights, commit.optimizer, commit.before
+    def start(self) -> RunState:
+        """The last committed state, its weights bound everywhere; or version 0 of a new run."""
+        recorder, checkpoint = self.recorder, self.recorder.last_commit()
+        if checkpoint is None:
+            cost = plan_cost(self.config)
+            recorder.line(
+                f"this run: {cost.reward_queries:,} reward queries, at most {cost.unet_evals:,} "
+                f"UNet evaluations, {cost.bytes_per_stage / 2**20:,.0f} MiB of objects a stage; "
+                "`b2ray check` says more"
             )
-        self._warn_of_prompts_and_pictures()
-        self.recorder.begin_stages()
-        return state
-
-    def begin(self) -> RunState:
-        """Version 0, evaluated and committed."""
-        recorder, cost = self.recorder, plan_cost(self.config)
-        recorder.line(
-            f"this run: {cost.reward_queries:,} reward queries, at most {cost.unet_evals:,} UNet "
-            f"evaluations, {cost.bytes_per_stage / 2**20:,.0f} MiB of objects a stage; "
-            "`b2ray check` says more"
-        )
         with recorder.bar("loading models", 0):
-            self.versions.start()
+            if checkpoint is None:
+                self.versions.start()
+            else:
+                self.runner.restore_replay(checkpoint.replay)
+                state = checkpoint.state
+                self.versions.restore(
+                    *(state.version, state.digest, checkpoint.weights, checkpoint.optimizer),
+                    checkpoint.before,
+                )
         self._warn_of_prompts_and_pictures()
         recorder.begin_stages()
-        return self.commit(recorder.state, {})
+        return self.commit(recorder.state, {}) if checkpoint is None else checkpoint.state
 
     def stage(
         self, state: RunState, ahead: RolloutPlan | None

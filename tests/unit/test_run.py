@@ -89,7 +89,7 @@ def run(tmp_path, fake):
         )
         with open_run(config) as folder:
             made = fake(config, PROMPTS, folder)
-            state = made.begin()
+            state = made.start()
             for version in (1, 2):
                 made.version = version
                 figures = {"interval": 3.0, "reward/mean": 0.5, "bad": 1.0}
@@ -161,7 +161,7 @@ def test_a_run_on_demonstrations_has_no_reward(tmp_path, fake, capsys, heldout):
     shown = (Demonstration(Path("small.png"), "a", (4, 4)),)
     with open_run(config) as folder:
         made = fake(config, replace(PROMPTS, demonstrations=shown), folder)
-        state = made.begin()
+        state = made.start()
         made.version = 1
         made.commit(state.after_stage({}), {"interval": 3.0, "demonstrations/kl": 0.25})
         summary = made.recorder.finish(WEIGHTS)
