@@ -34,9 +34,7 @@ def updated(values: Mapping[str, Any]) -> dict[str, Any]:
     for old, new in RENAMED.items():
         if _has(result, old):
             if _has(result, new):
-                raise ConfigError(
-                    f"{new} is given twice, once by its old name {old}: leave one out"
-                )
+                raise _given_twice(old, new)
             _warn(old, new)
             result = _with(_without(result, old), new, _get(result, old))
     for old, harmless in REMOVED.items():
@@ -50,13 +48,17 @@ def updated_words(argv: Sequence[str]) -> list[str]:
     """The words of a command line with each field under its present name.
 
     Raises:
-        ConfigError: a removed field has a value that had an effect.
+        ConfigError: a removed field has a value that had an effect, or a field is given under both
+            of its names.
     """
-    words = []
+    words: list[str] = []
+    names = {word.partition("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
     for word in argv:
         name, equals, value = word.partition("=")
         field = name.removeprefix("--")
         if name.startswith("--") and field in RENAMED:
+            if RENAMED[field] in names:
+                raise _given_twice(field, RENAMED[field])
             _warn(field, RENAMED[field])
             words.append(f"--{RENAMED[field]}{equals}{value}")
         elif name.startswith("--") and field in REMOVED:
@@ -64,6 +66,10 @@ def updated_words(argv: Sequence[str]) -> list[str]:
         else:
             words.append(word)
     return words
+
+
+def _given_twice(old: str, new: str) -> ConfigError:
+    return ConfigError(f"{new} is given twice, once by its old name {old}: leave one out")
 
 
 def _refuse(field: str, value: object, harmless: object) -> None:

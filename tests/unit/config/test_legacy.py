@@ -44,6 +44,12 @@ def test_an_old_name_lies_over_a_presets_value():
 def test_both_names_are_refused():
     with pytest.raises(ConfigError, match=r"learner\.inner_epochs is given twice, once by its"):
         updated({"learner": {"passes": 3, "inner_epochs": 2}})
+    for words in (
+        ["--learner.passes=3", "--learner.inner_epochs=2"],
+        ["--learner.inner_epochs", "2", "--learner.passes", "3"],
+    ):
+        with pytest.raises(ConfigError, match=r"learner\.inner_epochs is given twice, once by its"):
+            updated_words(words)
 
 
 def test_prefixes_of_their_own_stage_alone_are_what_there_is():
