@@ -220,11 +220,9 @@ class Run:
                 self.versions.start()
             else:
                 self.runner.restore_replay(checkpoint.replay)
-                state = checkpoint.state
-                self.versions.restore(
-                    *(state.version, state.digest, checkpoint.weights, checkpoint.optimizer),
-                    checkpoint.before,
-                )
+                version, bound = checkpoint.state.version, checkpoint.state.digest
+                weights, optimizer = checkpoint.weights, checkpoint.optimizer
+                self.versions.restore(version, bound, weights, optimizer, checkpoint.before)
         self._warn_of_prompts_and_pictures()
         recorder.begin_stages()
         return self.commit(recorder.state, {}) if checkpoint is None else checkpoint.state
@@ -251,8 +249,8 @@ class Run:
         leaves = sum(len(unit.groups) * unit.branches for unit in units)
         rollout = ahead
         if rollout is None:
-            with recorder.bar(f"stage {number}: sampling", leaves):
-                rollout = self.runner.roll_out(units, recorder.advance)
+            with recorder.bar(f"stage {number}: sampling", leaves) as advance:
+                rollout = self.runner.roll_out(units, advance)
 
         # Selection and advantages.
         sampled = time.perf_counter()
@@ -264,9 +262,9 @@ class Run:
         overlap = config.learner.max_lag and not last
         next_units = self.plan(number, batch.state.shares)[1] if overlap else []
         learning = f"stage {number}: learning on {len(batch.leaves)} leaves"
-        with recorder.bar(learning, leaves if next_units else 0):
+        with recorder.bar(learning, leaves if next_units else 0) as advance:
             update, ahead = self.runner.update(
-                state.stage, n, rollout, batch.leaves, next_units, recorder.advance
+                state.stage, n, rollout, batch.leaves, next_units, advance
             )
 
         # The new LoRA goes to every sampler, and the stage commits.
@@ -376,14 +374,14 @@ class Run:
         config, whole = self.config.evaluation, self.is_compared(state.stage)
         count = max(config.final_images, config.images) if whole else config.images
         reference: Statistics | None = state.reference if state.evaluations else None
-        evaluations = {}
+        evaluations, workers, versions = {}, self.workers, self.versions
         for which, (name, prompts) in enumerate(self.prompts.evaluated().items()):
             if not whole and name != "train":
                 continue
-            with self.recorder.bar(f"evaluating {count} pictures of the {name} set", count):
+            doing = f"evaluating {count} pictures of the {name} set"
+            with self.recorder.bar(doing, count) as advance:
                 evaluations[name] = evaluate(
-                    *(self.workers, self.versions, prompts, which, count, reference),
-                    self.recorder.advance,
+                    workers, versions, prompts, which, count, reference, advance
                 )
             reference = evaluations[name].reference
         record = self.recorder.keep_evaluation(state.stage, evaluations, whole)

@@ -99,7 +99,9 @@ def measure(
             with_model = list(neighbours)
             config = setting.config.model_copy(update={"model": model})
             workers = Workers(
-                *(config, PromptSets(all_prompts), stop),
+                config,
+                PromptSets(all_prompts),
+                stop,
                 trains=False,
                 on_event=lambda event: progress.line(event.line) if event.line else None,
             )
@@ -115,8 +117,7 @@ def measure(
                         doing = f"{candidate.name}: {setting.count} pictures of the {name} set"
                         with progress.bar(doing, setting.count, "image") as move:
                             evaluation = evaluate_policy(
-                                *(workers, versions, prompts, which, setting.count),
-                                *(reference, move),
+                                workers, versions, prompts, which, setting.count, reference, move
                             )
                         reference = evaluation.reference  # the first one scales all others
                         evaluations[name].append(evaluation)

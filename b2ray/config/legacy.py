@@ -53,7 +53,8 @@ def updated_words(argv: Sequence[str]) -> list[str]:
     """
     words: list[str] = []
     names = {word.partition("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
-    for word in argv:
+    following = iter(argv)
+    for word in following:
         name, equals, value = word.partition("=")
         field = name.removeprefix("--")
         if name.startswith("--") and field in RENAMED:
@@ -62,7 +63,7 @@ def updated_words(argv: Sequence[str]) -> list[str]:
             _warn(field, RENAMED[field])
             words.append(f"--{RENAMED[field]}{equals}{value}")
         elif name.startswith("--") and field in REMOVED:
-            _refuse(field, value, REMOVED[field])
+            _refuse(field, value if equals else next(following, ""), REMOVED[field])
         else:
             words.append(word)
     return words

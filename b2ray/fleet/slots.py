@@ -71,22 +71,28 @@ class Role:
     """A kind of slot.
 
     Attributes:
-        name: such as `sampler`.
-        least: number of slots without which the run does not go on.
+        need: its name, the resources of each slot, and how many slots a run needs at least.
         most: returns the number of slots to ask for on the given nodes.
         make: asks Ray for a team, without waiting.
         load: returns the requests that load the members, given where they are.
-        need: the resources of each slot.
         bind: returns the request that binds a policy version; None if the role has no weights.
     """
 
-    name: str
-    least: int
+    need: ResourceRequest
     most: Callable[[Sequence[NodeResources]], int]
     make: Callable[[], Team]
     load: Callable[[Sequence[Place]], Sequence[Request]]
-    need: ResourceRequest
     bind: Callable[[Weights], Request] | None = None
+
+    @property
+    def name(self) -> str:
+        """Such as `sampler`."""
+        return self.need.role
+
+    @property
+    def least(self) -> int:
+        """Number of slots without which the run does not go on."""
+        return self.need.least
 
 
 @dataclass(eq=False)

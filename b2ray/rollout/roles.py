@@ -36,7 +36,6 @@ def resource_requests(config: Config, trains: bool = True) -> list[ResourceReque
     """What each role of a run asks for; a run that does not train has no learner."""
     fleet = config.fleet
     learner, samplers, shared = fleet.learner, fleet.samplers, fleet.scorers
-    most_samplers = None if samplers.max == "auto" else samplers.max
     requests = []
     if trains:
         ranks = config.learner.ranks
@@ -45,11 +44,9 @@ def resource_requests(config: Config, trains: bool = True) -> list[ResourceReque
                 "learner", "fleet.learner", 1, 1, learner.cpus, learner.gpus, {}, together=ranks
             )
         )
+    low, high = samplers.min, None if samplers.max == "auto" else samplers.max
     requests.append(
-        ResourceRequest(
-            *("sampler", "fleet.samplers", samplers.min, most_samplers),
-            *(samplers.cpus, samplers.gpus, {}),
-        )
+        ResourceRequest("sampler", "fleet.samplers", low, high, samplers.cpus, samplers.gpus, {})
     )
     if SCORER in scorer_roles(config):
         n = shared.count
@@ -118,27 +115,25 @@ def roles(config: Config, prompts: PromptSets, requests: Sequence[ResourceReques
             request(Learner.load, config, trained, rank, address) for rank in range(len(places))
         ]
 
-    def load_scorer(names: Sequence[str]) -> list[Request]:
-        return [request(Scorer.load, config, names)]
-
-    made = []
-    for wanted in requests:
+    def role(wanted: ResourceRequest) -> Role:
         size = most(wanted, requests)
         if wanted.role == "sampler":
-            make = team_maker(Sampler, wanted)
-            role = Role(
-                *(wanted.role, wanted.least, size, make, load_sampler, wanted),
+            return Role(
+                wanted,
+                size,
+                team_maker(Sampler, wanted),
+                load_sampler,
                 bind=lambda w: request(Sampler.bind, w.version, w.lora),
             )
-        elif wanted.role == "learner":
-            make = team_maker(Learner, wanted)
-            role = Role(
-                *(wanted.role, wanted.least, size, make, load_learner, wanted),
+        if wanted.role == "learner":
+            return Role(
+                wanted,
+                size,
+                team_maker(Learner, wanted),
+                load_learner,
                 bind=lambda w: request(Learner.restore, w.version, w.lora, w.optimizer),
             )
-        else:
-            make, names = team_maker(Scorer, wanted), scorers[wanted.role]
-            load = lambda _, names=names: load_scorer(names)  # noqa: E731
-            role = Role(wanted.role, wanted.least, size, make, load, wanted)
-        made.append(role)
-    return made
+        load_scorer = request(Scorer.load, config, scorers[wanted.role])
+        return Role(wanted, size, team_maker(Scorer, wanted), lambda _: [load_scorer])
+
+    return [role(wanted) for wanted in requests]

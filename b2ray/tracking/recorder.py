@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -60,7 +60,6 @@ class Recorder:
 
     Attributes:
         state: the last committed state, or that of a new run if there is none.
-        advance: moves the progress bar on the screen by a number of pictures.
     """
 
     def __init__(
@@ -69,7 +68,6 @@ class Recorder:
         self.config, self.prompts, self.folder, self.log = config, prompts, folder, log
         self.progress = Progress(config.curriculum.stages, 0)
         self.state = RunState.new(config.advantage.window)
-        self.advance: Callable[[int], Any] = lambda _: None
         self.metrics = SystemMetrics(folder.system_file, config.tracking.system)
         self._since = time.perf_counter()  # the start of the stage in hand
         # A commit's own metrics are written before it, so the next line says how long it took.
@@ -184,18 +182,14 @@ class Recorder:
         """Print a line that stays on the screen, above the progress bars."""
         self.progress.line(text)
 
-    @contextlib.contextmanager
-    def bar(self, what: str, total: int) -> Iterator[None]:
-        """Show a progress bar for one phase, which `advance` moves.
+    def bar(self, what: str, total: int) -> contextlib.AbstractContextManager[Callable[[int], Any]]:
+        """Show a progress bar for one phase; what it yields moves it by a number of pictures.
 
         Args:
             what: the label of the bar.
             total: the number of pictures of the phase.
         """
-        with self.progress.bar(what, total, "image") as move:
-            self.advance = move
-            yield
-        self.advance = lambda _: None
+        return self.progress.bar(what, total, "image")
 
     def fleet_event(self, event: Event) -> None:
         """Write an event of a worker into fleet.jsonl, and print it if it has a text."""

@@ -147,7 +147,7 @@ class SimulatedFleet:
         def role(name: str, actor: type, count: int, load: Request) -> Role:
             need = ResourceRequest(name, name, count, count, 0.01, 0.0, {})
             make = team_maker(actor, need)
-            return Role(name, count, most(need, [need]), make, lambda _: [load], need)
+            return Role(need, most(need, [need]), make, lambda _: [load])
 
         roles = [
             role(

@@ -79,12 +79,10 @@ def dispatcher(cluster: Cluster):
         cpus = fleet.pop("cpus", 0.1)
         need = ResourceRequest("odd", "fleet.odd", least, most, cpus, 0.0, {}, together=ranks)
         role = Role(
-            "odd",
-            least,
+            need,
             fleet.pop("sizes", lambda rooms: most),
             team_maker(fleet.pop("actor", Odd), need),
             lambda places: [request(Odd.load, rank) for rank in range(len(places))],
-            need,
             (lambda w: request(Odd.bind, w.version, w.lora)) if bind else None,
         )
         on_event = fleet.pop("on_event", lambda _: None)
@@ -193,14 +191,7 @@ def test_those_without_room_are_taken_back_when_their_node_will_not_come(dispatc
 def made(name: str, least: int, most: int, cpus: float, actor: type = Odd) -> Role:
     """A role of actors that load without arguments and have no weights."""
     need = ResourceRequest(name, name, least, most, cpus, 0.0, {})
-    return Role(
-        name,
-        least,
-        lambda rooms: most,
-        team_maker(actor, need),
-        lambda _: [Request("load", ())],
-        need,
-    )
+    return Role(need, lambda rooms: most, team_maker(actor, need), lambda _: [Request("load", ())])
 
 
 @pytest.fixture

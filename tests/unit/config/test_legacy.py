@@ -55,9 +55,11 @@ def test_both_names_are_refused():
 def test_prefixes_of_their_own_stage_alone_are_what_there_is():
     assert updated({"prefix": {"policy": "current", "stages": None}, "seed": 1}) == {"seed": 1}
     assert updated_words(["--prefix.policy=current", "--seed=1"]) == ["--seed=1"]
+    assert updated_words(["--prefix.policy", "current", "--seed", "1"]) == ["--seed", "1"]
     for refused in (
         lambda: updated({"prefix": {"policy": "reuse", "stages": 4}}),
         lambda: updated_words(["--prefix.policy=base"]),
+        lambda: updated_words(["--prefix.policy", "reuse"]),
     ):
         with pytest.raises(ConfigError, match=r"prefix.policy is .*decided_against\.md\); leave"):
             refused()
